@@ -1,0 +1,315 @@
+// Package packfile knows the bytes of dedupd's packs: the frames that chunks are
+// stored in, the records and the directory that say what they are, and the journal of
+// a pack that is still open. It does no I/O beyond the readers and writers that it is
+// given, and it believes nothing that it reads: every part has a checksum, and every
+// length is checked before it is used.
+//
+// docs/format.md shows the same as tables.
+package packfile
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// A pack, all integers little endian but for those inside a name:
+//
+//	header      48 bytes
+//	frames      one after another, each prefix ++ payload
+//	records     commits in groups, see appendGroups
+//	directory   the frames in their order, see FrameInfo.append
+//	trailer     64 bytes
+//
+//	header: offset size field
+//	             0    8 magic "dedupdPK"
+//	             8    4 version, 1
+//	            12   22 name
+//	            34   10 zero
+//	            44    4 CRC-32C of bytes 0 to 43
+//
+//	trailer: offset size field
+//	              0    8 magic "dedupdPT"
+//	              8    4 version, 1
+//	             12    8 length of the pack, trailer included
+//	             20    8 offset of the records, which is the end of the frames
+//	             28    8 offset of the directory, which is the end of the records
+//	             36    4 CRC-32C of the header and the records
+//	             40    4 CRC-32C of the directory
+//	             44    4 number of commits
+//	             48    4 number of entries (see Pack.Entries)
+//	             52    8 zero
+//	             60    4 CRC-32C of bytes 0 to 59
+const (
+	packMagic    = "dedupdPK"
+	trailerMagic = "dedupdPT"
+	packVersion  = 1
+
+	// HeaderSize is where the first frame of a pack begins.
+	HeaderSize = 48
+	// TrailerSize is the length of the fixed-size end of a pack.
+	TrailerSize = 64
+
+	// maxTail bounds what is read of a pack beside its frames.
+	maxTail = 1 << 30
+	// groupSize is how many bytes of commits are compressed together.
+	groupSize = 256 << 10
+	// maxGroup bounds the memory that one group takes when it is read.
+	maxGroup = 256 << 20
+	// maxWindow is above what the encoder of groups uses and below what hurts.
+	maxWindow = 8 << 20
+)
+
+// Header returns the bytes that the pack name starts with.
+func Header(name Name) []byte {
+	b := append(make([]byte, 0, HeaderSize), packMagic...)
+	b = binary.LittleEndian.AppendUint32(b, packVersion)
+	b = name.Append(b)
+	b = append(b, make([]byte, 10)...)
+	return binary.LittleEndian.AppendUint32(b, checksum(b))
+}
+
+// AppendTail appends what follows the frames of a pack: records, directory and
+// trailer. The frames of the entries, in their order, are what the pack holds.
+func AppendTail(b []byte, name Name, entries []Entry) ([]byte, error) {
+	var frames []FrameInfo
+	var commits [][]byte
+	framesEnd := int64(HeaderSize)
+	for _, e := range entries {
+		for _, f := range e.Frames {
+			framesEnd += f.Size()
+		}
+		frames = append(frames, e.Frames...)
+		if e.Commit != nil {
+			commits = append(commits, e.Commit)
+		}
+	}
+	start := len(b)
+	b, err := appendGroups(b, commits)
+	if err != nil {
+		return nil, err
+	}
+	records := b[start:]
+	dirStart := len(b)
+	b = appendFrames(b, frames)
+	dir := b[dirStart:]
+
+	t := append(make([]byte, 0, TrailerSize), trailerMagic...)
+	t = binary.LittleEndian.AppendUint32(t, packVersion)
+	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd)+uint64(len(records)+len(dir)+TrailerSize))
+	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd))
+	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd)+uint64(len(records)))
+	t = binary.LittleEndian.AppendUint32(t, updateChecksum(checksum(Header(name)), records))
+	t = binary.LittleEndian.AppendUint32(t, checksum(dir))
+	t = binary.LittleEndian.AppendUint32(t, uint32(len(commits)))
+	t = binary.LittleEndian.AppendUint32(t, uint32(len(entries)))
+	t = append(t, make([]byte, 8)...)
+	t = binary.LittleEndian.AppendUint32(t, checksum(t))
+	return append(b, t...), nil
+}
+
+// appendGroups appends commits, packed into groups of about groupSize bytes:
+//
+//	4  length of the compressed bytes
+//	4  length of the plain bytes
+//	   one zstd frame; plain: for each commit a uvarint length and the commit
+func appendGroups(b []byte, commits [][]byte) ([]byte, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
+		zstd.WithWindowSize(maxWindow))
+	if err != nil {
+		return nil, err
+	}
+	defer enc.Close()
+	var plain []byte
+	flush := func() error {
+		if len(plain) > maxGroup {
+			return fmt.Errorf("commit of %d bytes is larger than a group may be", len(plain))
+		}
+		at := len(b)
+		b = append(b, make([]byte, 8)...)
+		b = enc.EncodeAll(plain, b)
+		binary.LittleEndian.PutUint32(b[at:], uint32(len(b)-at-8))
+		binary.LittleEndian.PutUint32(b[at+4:], uint32(len(plain)))
+		plain = plain[:0]
+		return nil
+	}
+	for _, c := range commits {
+		plain = binary.AppendUvarint(plain, uint64(len(c)))
+		plain = append(plain, c...)
+		if len(plain) >= groupSize {
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(plain) > 0 {
+		err = flush()
+	}
+	return b, err
+}
+
+// Pack is everything of a pack but its frames' bytes.
+type Pack struct {
+	Name    Name
+	Size    int64 // bytes, all of it
+	Frames  []FrameInfo
+	Offsets []int64 // of the frames
+	Commits int
+	Entries int // journal entries that the pack was sealed from
+
+	records []byte
+}
+
+// Trailer is the fixed-size end of a pack, which says where the rest is.
+type Trailer struct {
+	Size                  int64
+	Records, Directory    int64 // offsets
+	recordsSum, directSum uint32
+	commits, entries      int
+}
+
+// ParseTrailer reads the last [TrailerSize] bytes of a pack that is size bytes long.
+func ParseTrailer(b []byte, size int64) (Trailer, error) {
+	if len(b) != TrailerSize || string(b[:8]) != trailerMagic {
+		return Trailer{}, corruptf("pack has no trailer: it is truncated or no pack")
+	}
+	le := binary.LittleEndian
+	if checksum(b[:TrailerSize-4]) != le.Uint32(b[TrailerSize-4:]) {
+		return Trailer{}, corruptf("pack trailer: wrong checksum")
+	}
+	if v := le.Uint32(b[8:]); v > packVersion {
+		return Trailer{}, fmt.Errorf("pack version %d: %w", v, ErrVersion)
+	}
+	t := Trailer{
+		Size:       int64(le.Uint64(b[12:])),
+		Records:    int64(le.Uint64(b[20:])),
+		Directory:  int64(le.Uint64(b[28:])),
+		recordsSum: le.Uint32(b[36:]),
+		directSum:  le.Uint32(b[40:]),
+		commits:    int(le.Uint32(b[44:])),
+		entries:    int(le.Uint32(b[48:])),
+	}
+	switch {
+	case t.Size != size:
+		return Trailer{}, corruptf("pack is %d bytes long, its trailer says %d", size, t.Size)
+	case t.Records < HeaderSize || t.Directory < t.Records || t.Directory > size-TrailerSize:
+		return Trailer{}, corruptf("pack trailer: parts at %d and %d of %d bytes", t.Records, t.Directory, size)
+	case size-t.Records > maxTail:
+		return Trailer{}, corruptf("pack trailer: %d bytes of metadata", size-t.Records)
+	}
+	return t, nil
+}
+
+// Read reads the pack name, size bytes long, through r: the trailer, the rest of the
+// tail and the header, but no frame. It checks all that it reads.
+func Read(name Name, r io.ReaderAt, size int64) (*Pack, error) {
+	if size < HeaderSize+TrailerSize {
+		return nil, corruptf("pack of %d bytes is too short", size)
+	}
+	end := make([]byte, TrailerSize)
+	if err := readFull(r, end, size-TrailerSize); err != nil {
+		return nil, fmt.Errorf("read pack trailer: %w", err)
+	}
+	t, err := ParseTrailer(end, size)
+	if err != nil {
+		return nil, err
+	}
+	header := make([]byte, HeaderSize)
+	if err := readFull(r, header, 0); err != nil {
+		return nil, fmt.Errorf("read pack header: %w", err)
+	}
+	if string(header) != string(Header(name)) {
+		return nil, corruptf("pack header is not that of %s", name)
+	}
+	tail := make([]byte, size-TrailerSize-t.Records)
+	if err := readFull(r, tail, t.Records); err != nil {
+		return nil, fmt.Errorf("read pack metadata: %w", err)
+	}
+	return parseTail(name, t, header, tail)
+}
+
+func parseTail(name Name, t Trailer, header, tail []byte) (*Pack, error) {
+	records, dir := tail[:t.Directory-t.Records], tail[t.Directory-t.Records:]
+	if updateChecksum(checksum(header), records) != t.recordsSum {
+		return nil, corruptf("pack records: wrong checksum")
+	}
+	if checksum(dir) != t.directSum {
+		return nil, corruptf("pack directory: wrong checksum")
+	}
+	c := cursor{b: dir}
+	p := &Pack{Name: name, Size: t.Size, Frames: c.frames(), Commits: t.commits, Entries: t.entries, records: records}
+	if err := c.end("pack directory"); err != nil {
+		return nil, err
+	}
+	at := int64(HeaderSize)
+	p.Offsets = make([]int64, len(p.Frames))
+	for i, f := range p.Frames {
+		p.Offsets[i] = at
+		at += f.Size()
+	}
+	if at != t.Records {
+		return nil, corruptf("pack directory: frames end at %d, records begin at %d", at, t.Records)
+	}
+	return p, nil
+}
+
+// ForEachCommit decodes the commits in their order and calls fn with the number and
+// the bytes of each, which fn may keep. One group at a time is in memory.
+func (p *Pack) ForEachCommit(fn func(n int, commit *Commit) error) error {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxGroup))
+	if err != nil {
+		return err
+	}
+	defer dec.Close()
+	c := cursor{b: p.records}
+	n := 0
+	for len(c.b) > 0 {
+		size, plainSize := c.u32("group length"), c.u32("group length")
+		group := c.bytes(uint64(size), "group")
+		if c.err != nil {
+			return c.err
+		}
+		if plainSize > maxGroup {
+			return corruptf("group of %d bytes", plainSize)
+		}
+		plain, err := dec.DecodeAll(group, nil)
+		if err != nil {
+			return corruptf("group of records: %v", err)
+		}
+		if len(plain) != int(plainSize) {
+			return corruptf("group of records: %d bytes, expected %d", len(plain), plainSize)
+		}
+		g := cursor{b: plain}
+		for len(g.b) > 0 {
+			b := g.bytes(g.uvarint("commit length"), "commit")
+			if g.err != nil {
+				return g.err
+			}
+			commit, err := ParseCommit(b)
+			if err != nil {
+				return err
+			}
+			if err := fn(n, commit); err != nil {
+				return err
+			}
+			n++
+		}
+	}
+	if n != p.Commits {
+		return corruptf("pack holds %d commits, its trailer says %d", n, p.Commits)
+	}
+	return nil
+}
+
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}

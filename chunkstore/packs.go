@@ -1,0 +1,143 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/index"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// packKey is the key of a pack in the bucket.
+func packKey(name packfile.Name) string { return packPrefix + name.String() + ".pack" }
+
+const packPrefix = "packs/"
+
+// packTable knows which packs lie in the spool. Reads look there first, then in the
+// bucket; an index entry names the pack by a number and does not change when it moves.
+type packTable struct {
+	bucket bucket.Bucket
+	ix     index.Index
+
+	mu    sync.RWMutex
+	names map[uint32]packfile.Name // as the index has them, filled as they are asked for
+	local map[uint32]*localPack
+}
+
+// A localPack is a file of the spool that frames can be read from, open or sealed. It
+// is closed when it has left the spool and its last reader is done.
+type localPack struct {
+	file *os.File
+	refs int // readers, and one for being in the spool; guarded by packTable.mu
+}
+
+func newPackTable(b bucket.Bucket, ix index.Index) *packTable {
+	return &packTable{bucket: b, ix: ix, names: map[uint32]packfile.Name{}, local: map[uint32]*localPack{}}
+}
+
+// number returns the number of a pack, a new one if it has none.
+func (t *packTable) number(ctx context.Context, name packfile.Name) (uint32, error) {
+	n, err := t.ix.PackNumber(ctx, name.String())
+	if err != nil {
+		return 0, fmt.Errorf("number of pack %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// name returns the name of a pack that the index knows.
+func (t *packTable) name(ctx context.Context, number uint32) (packfile.Name, error) {
+	t.mu.RLock()
+	name, ok := t.names[number]
+	t.mu.RUnlock()
+	if ok {
+		return name, nil
+	}
+	text, err := t.ix.PackName(ctx, number)
+	if errors.Is(err, index.ErrNotFound) {
+		return name, fmt.Errorf("the index uses pack number %d, which has no name: %w", number, packfile.ErrCorrupt)
+	} else if err != nil {
+		return name, fmt.Errorf("name of pack number %d: %w", number, err)
+	}
+	if name, err = packfile.ParseName(text); err != nil {
+		return name, err
+	}
+	t.mu.Lock()
+	t.names[number] = name
+	t.mu.Unlock()
+	return name, nil
+}
+
+// addLocal says that the pack can be read from file, which the table closes.
+func (t *packTable) addLocal(number uint32, file *os.File) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.local[number] = &localPack{file: file, refs: 1}
+}
+
+// dropLocal says that the pack is in the bucket from now on.
+func (t *packTable) dropLocal(number uint32) {
+	t.mu.Lock()
+	p := t.local[number]
+	delete(t.local, number)
+	t.mu.Unlock()
+	if p != nil {
+		t.release(p)
+	}
+}
+
+func (t *packTable) release(p *localPack) {
+	t.mu.Lock()
+	p.refs--
+	last := p.refs == 0
+	t.mu.Unlock()
+	if last {
+		p.file.Close() // only read from here
+	}
+}
+
+// readAt fills p with the bytes at off of a pack, wherever it is.
+func (t *packTable) readAt(ctx context.Context, number uint32, p []byte, off int64) error {
+	name, err := t.name(ctx, number)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	local := t.local[number]
+	if local != nil {
+		local.refs++
+	}
+	t.mu.Unlock()
+	if local != nil {
+		defer t.release(local)
+		if n, err := local.file.ReadAt(p, off); n < len(p) {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read %d bytes at %d of pack %s in the spool: %w", len(p), off, name, err)
+		}
+		return nil
+	}
+	if err := t.bucket.ReadAt(ctx, packKey(name), p, off); err != nil {
+		return fmt.Errorf("read %d bytes at %d of pack %s: %w", len(p), off, name, err)
+	}
+	return nil
+}
+
+// readerAt is one pack in the bucket as an io.ReaderAt.
+type readerAt struct {
+	ctx    context.Context
+	bucket bucket.Bucket
+	key    string
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	if err := r.bucket.ReadAt(r.ctx, r.key, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

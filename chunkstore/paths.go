@@ -1,0 +1,113 @@
+package chunkstore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/dedupd/dedupd/index"
+	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// PutNarInfo commits the narinfo of a store path. Its NAR must be in the store, by the
+// NarHash, with the same size; if it is not, the error wraps ErrBadUpload. If the path
+// has a narinfo already that says the same, the signatures are merged; if one that says
+// something else, the first stays the one that is served.
+//
+// When PutNarInfo returns nil the commit is on disk and visible.
+func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
+	r := &request{relies: map[packfile.Name]struct{}{}}
+	p, err := s.plan(ctx, info.NarHash)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("%w: the NAR %s of %s was not uploaded", ErrBadUpload, hashText(info.NarHash), info.StorePath)
+	case err != nil:
+		return err
+	case !p.nar:
+		return fmt.Errorf("%w: %s is the hash of a file that is no NAR", ErrBadUpload, hashText(info.NarHash))
+	case uint64(p.size) != info.NarSize:
+		return fmt.Errorf("%w: the NAR of %s has %d bytes, not NarSize %d", ErrBadUpload, info.StorePath, p.size, info.NarSize)
+	}
+	for i := range p.pieces {
+		if n := p.pieces[i].loc.Pack; n != 0 {
+			name, err := s.packs.name(ctx, n)
+			if err != nil {
+				return err
+			}
+			r.relies[name] = struct{}{}
+		}
+	}
+	r.records = func(ctx context.Context, a *applier) ([]packfile.Record, error) {
+		return s.narInfoRecords(ctx, a, info, r.relies)
+	}
+	return s.commit(ctx, r)
+}
+
+func (s *Store) narInfoRecords(ctx context.Context, a *applier, info *narinfo.NarInfo, relies map[packfile.Name]struct{}) ([]packfile.Record, error) {
+	row, err := a.get(ctx, index.Contents, info.NarHash[:])
+	if err != nil {
+		return nil, err
+	}
+	id, body := splitRow(row)
+	relies[id.pack()] = struct{}{}
+	c, err := decodeContent(body)
+	if err != nil {
+		return nil, err
+	}
+	if row, err = a.get(ctx, index.Recipes, c.recipe[:]); err != nil {
+		return nil, err
+	}
+	id, _ = splitRow(row)
+	relies[id.pack()] = struct{}{}
+
+	have, err := a.get(ctx, index.Paths, []byte(info.StorePath.HashPart()))
+	if err != nil && !errors.Is(err, index.ErrNotFound) {
+		return nil, err
+	}
+	vs, err := decodeVariants(have, s.repo.StoreDir)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range vs {
+		if v.info.Fingerprint(s.repo.StoreDir) != info.Fingerprint(s.repo.StoreDir) {
+			s.log.Warn("path has another narinfo already; the first stays", "path", info.StorePath, "kept", hashText(vs[0].info.NarHash), "new", hashText(info.NarHash))
+		} else if hasSigs(v.info, info.Sigs) {
+			return nil, nil
+		}
+	}
+	return []packfile.Record{{Type: packfile.RecordNarInfo, Body: info.Append(nil, s.repo.StoreDir)}}, nil
+}
+
+func hasSigs(info *narinfo.NarInfo, sigs []narinfo.Signature) bool {
+	have := map[string]bool{}
+	for _, s := range info.Sigs {
+		have[s.String()] = true
+	}
+	for _, s := range sigs {
+		if !have[s.String()] {
+			return false
+		}
+	}
+	return true
+}
+
+// NarInfo returns the narinfo of the path with a hash part as it was uploaded: URL,
+// Compression and the file's fields are those of the upload. The error wraps
+// ErrNotFound if there is none.
+func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
+	row, err := s.ix.Get(ctx, index.Paths, []byte(hashPart))
+	if errors.Is(err, index.ErrNotFound) {
+		return nil, fmt.Errorf("path %s: %w", hashPart, ErrNotFound)
+	} else if err != nil {
+		return nil, fmt.Errorf("look up path %s: %w", hashPart, err)
+	}
+	vs, err := decodeVariants(row, s.repo.StoreDir)
+	if err != nil || len(vs) == 0 {
+		return nil, fmt.Errorf("path %s: %w: %w", hashPart, packfile.ErrCorrupt, err)
+	}
+	return vs[0].info, nil
+}
+
+func hashText(h Hash) string { return "sha256:" + hex.EncodeToString(h[:]) }

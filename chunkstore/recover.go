@@ -1,0 +1,297 @@
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// recovery brings spool, index and bucket together when a store is opened.
+type recovery struct {
+	*Store
+	applier *applier
+	marks   map[string]uint64
+	bucket  map[packfile.Name]int64 // packs in the bucket, with their sizes
+	spooled map[packfile.Name]*os.File
+	sealed  []*sealedPack // those in the spool
+	dropped int64         // bytes of journals and frames that nobody was told of
+	applied int           // packs
+}
+
+func (s *Store) recover(ctx context.Context) error {
+	r := &recovery{
+		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
+		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]*os.File{},
+	}
+	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.checkPacks} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	if r.applied > 0 || r.dropped > 0 || len(r.sealed) > 0 {
+		s.log.Info("recovered", "packs applied", r.applied, "packs in spool", len(r.sealed), "unfinished bytes dropped", r.dropped)
+	}
+	for _, p := range r.sealed {
+		s.uploader.add(p)
+	}
+	return nil
+}
+
+func (r *recovery) readIndex(ctx context.Context) (err error) {
+	r.marks, err = r.ix.Marks(ctx)
+	return err
+}
+
+func (r *recovery) listBucket(ctx context.Context) error {
+	return r.opts.Bucket.List(ctx, packPrefix, func(info bucket.Info) error {
+		text, ok := strings.CutSuffix(strings.TrimPrefix(info.Key, packPrefix), ".pack")
+		name, err := packfile.ParseName(text)
+		if err != nil || !ok {
+			r.log.Warn("bucket holds an object that is no pack", "key", info.Key)
+			return nil
+		}
+		r.bucket[name] = info.Size
+		return nil
+	})
+}
+
+// readSpool finds the packs in the spool and seals those that were open.
+func (r *recovery) readSpool(ctx context.Context) error {
+	if err := os.RemoveAll(r.staging); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.staging, 0o700); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(r.spool.dir, "*", "*"))
+	if err != nil {
+		return err
+	}
+	found := map[packfile.Name][]string{} // suffixes
+	for _, path := range files {
+		rel, _ := filepath.Rel(r.spool.dir, path)
+		ext := filepath.Ext(rel)
+		name, err := packfile.ParseName(filepath.ToSlash(strings.TrimSuffix(rel, ext)))
+		if err != nil {
+			r.log.Warn("spool holds a file that is not dedupd's", "path", path)
+			continue
+		}
+		found[name] = append(found[name], ext)
+	}
+	names := slices.Collect(maps.Keys(found))
+	sortNames(names)
+	for _, name := range names {
+		if err := r.readSpooled(ctx, name, found[name]); err != nil {
+			return fmt.Errorf("pack %s in the spool: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (r *recovery) readSpooled(ctx context.Context, name packfile.Name, suffixes []string) error {
+	if slices.Contains(suffixes, packSuffix) {
+		if slices.Contains(suffixes, journalSuffix) {
+			if err := os.Remove(r.spool.path(name, journalSuffix)); err != nil {
+				return err
+			}
+		}
+		return r.addSealed(ctx, name)
+	}
+	p, err := r.reopen(name)
+	if err != nil {
+		return err
+	}
+	if len(p.entries) == 0 {
+		p.close()
+		return errors.Join(removeIfThere(r.spool.path(name, journalSuffix)), removeIfThere(r.spool.path(name, framesSuffix)))
+	}
+	if _, err := p.seal(); err != nil {
+		return err
+	}
+	return r.addSealed(ctx, name)
+}
+
+// reopen reads the journal of a pack that was open, and cuts its frames off where the
+// journal ends. What lies behind was never acknowledged.
+func (r *recovery) reopen(name packfile.Name) (*openPack, error) {
+	p := &openPack{spool: r.spool, name: name, frames: packfile.HeaderSize}
+	var err error
+	if p.journal, err = os.Open(r.spool.path(name, journalSuffix)); errors.Is(err, os.ErrNotExist) {
+		return p, nil // the crash was before the journal was created
+	} else if err != nil {
+		return nil, err
+	}
+	if err := p.replay(); err != nil {
+		return nil, err
+	}
+	if mark := r.marks[name.String()]; uint64(len(p.entries)) < mark {
+		return nil, fmt.Errorf("journal has %d entries and the index applied %d: %w", len(p.entries), mark, packfile.ErrCorrupt)
+	}
+	if p.file, err = os.OpenFile(r.spool.path(name, framesSuffix), os.O_RDWR, 0); err != nil {
+		if errors.Is(err, os.ErrNotExist) && len(p.entries) == 0 {
+			return p, nil
+		}
+		return nil, err
+	}
+	info, err := p.file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() < p.frames && len(p.entries) > 0 {
+		return nil, fmt.Errorf("frames end at %d, the journal names them up to %d: %w", info.Size(), p.frames, packfile.ErrCorrupt)
+	}
+	r.dropped += max(0, info.Size()-p.frames)
+	if err := p.file.Truncate(p.frames); err != nil {
+		return nil, err
+	}
+	_, err = p.file.Seek(p.frames, io.SeekStart)
+	return p, err
+}
+
+// replay reads the entries of the journal up to the first that is not whole: a write
+// that a crash cut short, which nobody was told of.
+func (p *openPack) replay() error {
+	j, err := packfile.NewJournalReader(p.journal)
+	for err == nil {
+		var e packfile.Entry
+		if e, err = j.Next(); err == nil {
+			for _, f := range e.Frames {
+				p.frames += f.Size()
+			}
+			p.add(e)
+		}
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, packfile.ErrCorrupt) {
+		p.written = len(p.entries)
+		return nil
+	}
+	return err
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (r *recovery) addSealed(ctx context.Context, name packfile.Name) error {
+	number, err := r.packs.number(ctx, name)
+	if err != nil {
+		return err
+	}
+	path := r.spool.path(name, packSuffix)
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	pack, err := packfile.Read(name, f, info.Size())
+	if err != nil {
+		f.Close()
+		return err
+	}
+	r.packs.addLocal(number, f)
+	r.spooled[name] = f
+	r.sealed = append(r.sealed, &sealedPack{name: name, number: number, path: path, size: info.Size(), entries: pack.Entries})
+	return nil
+}
+
+// applyAll applies what the index on disk does not have: packs of the spool that it was
+// behind with, and packs of the bucket that it never saw.
+func (r *recovery) applyAll(ctx context.Context) error {
+	here := map[packfile.Name]io.ReaderAt{}
+	sizes := map[packfile.Name]int64{}
+	for name, size := range r.bucket {
+		if r.marks[name.String()] == 0 {
+			here[name], sizes[name] = readerAt{ctx, r.opts.Bucket, packKey(name)}, size
+		}
+	}
+	for _, p := range r.sealed {
+		if r.marks[p.name.String()] < uint64(p.entries) {
+			here[p.name], sizes[p.name] = r.spooled[p.name], p.size
+		}
+	}
+	names := slices.Collect(maps.Keys(here))
+	sortNames(names)
+	for i, name := range names {
+		pack, err := packfile.Read(name, here[name], sizes[name])
+		if err == nil {
+			err = r.apply(ctx, pack)
+		}
+		if err != nil {
+			return fmt.Errorf("apply pack %s: %w", name, err)
+		}
+		if (i+1)%1000 == 0 {
+			r.log.Info("applying packs to the index", "done", i+1, "of", len(names))
+		}
+	}
+	r.applied = len(names)
+	return nil
+}
+
+func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
+	number, err := r.packs.number(ctx, pack.Name)
+	if err != nil {
+		return err
+	}
+	if _, err := r.applier.frames(ctx, number, packfile.HeaderSize, pack.Frames); err != nil {
+		return err
+	}
+	complete := true
+	err = pack.ForEachCommit(func(n int, c *packfile.Commit) error {
+		for _, name := range c.Packs {
+			if !r.have(name) {
+				complete = false
+				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", name)
+				return nil
+			}
+		}
+		return r.applier.commit(ctx, newCommitID(pack.Name, n), c)
+	})
+	if err != nil {
+		return err
+	}
+	if complete {
+		r.applier.batch.Mark(pack.Name.String(), uint64(pack.Entries))
+	}
+	return r.applier.flush(ctx)
+}
+
+func (r *recovery) have(name packfile.Name) bool {
+	_, inBucket := r.bucket[name]
+	return inBucket || r.spooled[name] != nil
+}
+
+// checkPacks makes sure that every pack that the index names is there.
+func (r *recovery) checkPacks(context.Context) error {
+	var missing []string
+	for text := range r.marks {
+		name, err := packfile.ParseName(text)
+		if err != nil {
+			return fmt.Errorf("mark of the index: %w", err)
+		}
+		if !r.have(name) {
+			missing = append(missing, text)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	slices.Sort(missing)
+	r.log.Error("packs are missing", "packs", missing)
+	return fmt.Errorf("%d packs that the index names are neither in the spool nor in %s, the first is %s: is this the right bucket for this state directory?",
+		len(missing), r.opts.Bucket, missing[0])
+}

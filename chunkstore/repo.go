@@ -1,0 +1,128 @@
+package chunkstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// Repository is what is fixed when a repository is created, since chunks are only
+// shared between NARs that were cut in the same way. It is an object in the bucket.
+type Repository struct {
+	// Version is the version of all formats in the bucket. A newer one is refused.
+	Version int `json:"version"`
+	// StoreDir is the store directory of all paths, without a slash at the end.
+	StoreDir string `json:"store_dir"`
+	// Mask is the version of the masking rules.
+	Mask int `json:"mask"`
+	// Splitter is "rabin" or "fastcdc".
+	Splitter string `json:"splitter"`
+	// MinSize, AverageBits and MaxSize are the splitter's settings: chunks are at least
+	// MinSize and at most MaxSize bytes long, and boundaries fall on average every
+	// 2^AverageBits bytes beyond the minimum.
+	MinSize     int `json:"min_size"`
+	AverageBits int `json:"average_bits"`
+	MaxSize     int `json:"max_size"`
+	// Polynomial is that of the rabin splitter, in hexadecimal.
+	Polynomial string `json:"polynomial,omitempty"`
+	// Literal is the length in bytes below which a piece of a NAR stands in its recipe
+	// instead of being a chunk.
+	Literal int `json:"literal"`
+}
+
+const (
+	formatVersion = 1
+	maskVersion   = 1
+	repositoryKey = "dedupd.json"
+	maxRepository = 64 << 10
+
+	// Splitters.
+	Rabin   = "rabin"
+	FastCDC = "fastcdc"
+)
+
+// DefaultRepository returns the settings of a new repository for storeDir.
+func DefaultRepository(storeDir, splitter string) Repository {
+	r := Repository{
+		Version: formatVersion, StoreDir: storeDir, Mask: maskVersion, Splitter: splitter,
+		MinSize: 64 << 10, AverageBits: 18, MaxSize: packfile.MaxChunk, Literal: 1 << 10,
+	}
+	if splitter == Rabin {
+		// Irreducible, of degree 53; drawn once with chunker.RandomPolynomial.
+		r.Polynomial = "35544b1aeed8c1"
+	}
+	return r
+}
+
+// Validate reports settings that this version cannot work with.
+func (r Repository) Validate() error {
+	switch {
+	case r.Version > formatVersion || r.Mask > maskVersion:
+		return fmt.Errorf("repository has format %d.%d, this dedupd knows %d.%d: upgrade dedupd", r.Version, r.Mask, formatVersion, maskVersion)
+	case r.Version < 1 || r.Mask < 1:
+		return fmt.Errorf("repository has no format version")
+	case !strings.HasPrefix(r.StoreDir, "/") || strings.HasSuffix(r.StoreDir, "/") || len(r.StoreDir) > 255:
+		return fmt.Errorf("store directory %q is not an absolute path without a slash at its end", r.StoreDir)
+	case r.MinSize < 4<<10 || r.MaxSize > packfile.MaxChunk || r.AverageBits < 12 || r.AverageBits > 19 ||
+		1<<r.AverageBits <= r.MinSize || 1<<r.AverageBits >= r.MaxSize:
+		return fmt.Errorf("chunk sizes %d, 2^%d, %d: need 4096 ≤ minimum < 2^average bits < maximum ≤ %d",
+			r.MinSize, r.AverageBits, r.MaxSize, packfile.MaxChunk)
+	case r.Literal < 0 || r.Literal > r.MinSize:
+		return fmt.Errorf("literal size %d is above the minimum chunk size", r.Literal)
+	}
+	_, err := newSplitter(r)
+	return err
+}
+
+// openRepository returns the settings of the repository in b, which it creates with
+// those of want if b has none. It is an error if they differ.
+func openRepository(ctx context.Context, b bucket.Bucket, want Repository) (Repository, error) {
+	if err := want.Validate(); err != nil {
+		return Repository{}, err
+	}
+	have, err := readRepository(ctx, b)
+	if errors.Is(err, bucket.ErrNotFound) {
+		data, _ := json.MarshalIndent(want, "", "  ")
+		data = append(data, '\n')
+		err = b.Put(ctx, repositoryKey, bytes.NewReader(data), int64(len(data)))
+		if err != nil && !errors.Is(err, bucket.ErrExists) {
+			return Repository{}, fmt.Errorf("create repository in %s: %w", b, err)
+		}
+		have, err = readRepository(ctx, b)
+	}
+	if err != nil {
+		return Repository{}, fmt.Errorf("open repository in %s: %w", b, err)
+	}
+	if err := have.Validate(); err != nil {
+		return Repository{}, fmt.Errorf("open repository in %s: %w", b, err)
+	}
+	if have != want {
+		return Repository{}, fmt.Errorf("repository in %s was created with other settings, which cannot be changed: it has %+v, asked for %+v", b, have, want)
+	}
+	return have, nil
+}
+
+func readRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {
+	info, err := b.Stat(ctx, repositoryKey)
+	if err != nil {
+		return Repository{}, err
+	}
+	if info.Size > maxRepository {
+		return Repository{}, fmt.Errorf("%s is %d bytes long", repositoryKey, info.Size)
+	}
+	data := make([]byte, info.Size)
+	if err := b.ReadAt(ctx, repositoryKey, data, 0); err != nil {
+		return Repository{}, err
+	}
+	var r Repository
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Repository{}, fmt.Errorf("%s: %w", repositoryKey, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,215 @@
+package chunkstore
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// The spool is a directory with the packs that are not in the bucket yet, each under
+// its name:
+//
+//	<writer>/<sequence>-<random>.frames   an open pack: header and frames, and
+//	<writer>/<sequence>-<random>.journal  its journal
+//	<writer>/<sequence>-<random>.pack     a sealed pack
+//
+// Sealing completes the .frames file, syncs it and renames it, then removes the journal.
+type spool struct {
+	dir    string
+	writer [10]byte // this process
+	next   uint64
+}
+
+const (
+	framesSuffix  = ".frames"
+	journalSuffix = ".journal"
+	packSuffix    = ".pack"
+)
+
+func newSpool(dir string) (*spool, error) {
+	s := &spool{dir: dir}
+	binary.BigEndian.PutUint64(s.writer[:], uint64(time.Now().UnixMilli())<<16)
+	rand.Read(s.writer[6:]) // never fails
+	err := os.MkdirAll(dir, 0o700)
+	return s, err
+}
+
+func (s *spool) path(name packfile.Name, suffix string) string {
+	return filepath.Join(s.dir, filepath.FromSlash(name.String())+suffix)
+}
+
+// newName returns a name that no pack ever had.
+func (s *spool) newName() packfile.Name {
+	var r [4]byte
+	rand.Read(r[:])
+	s.next++
+	return packfile.Name{Writer: s.writer, Seq: s.next, Rand: binary.BigEndian.Uint32(r[:])}
+}
+
+// An openPack is the pack that commits go to. Only the committer uses it, but for
+// reader, from which anybody reads frames that are committed.
+type openPack struct {
+	spool   *spool
+	name    packfile.Name
+	number  uint32
+	file    *os.File // header and frames; its position is at their end
+	reader  *os.File
+	journal *os.File
+
+	frames      int64 // end of the frames
+	journalSize int64
+	synced      int64 // end of the frames that are on disk
+	entries     []packfile.Entry
+	written     int // entries that are in the journal
+	commits     int
+}
+
+// create makes the files of a new pack and puts their names on disk.
+func (s *spool) create() (*openPack, error) {
+	p := &openPack{spool: s, name: s.newName(), frames: packfile.HeaderSize}
+	if err := p.createFiles(); err != nil {
+		p.close()
+		return nil, fmt.Errorf("create pack %s: %w", p.name, err)
+	}
+	return p, nil
+}
+
+func (p *openPack) createFiles() (err error) {
+	dir := filepath.Dir(p.spool.path(p.name, ""))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	flags := os.O_CREATE | os.O_EXCL | os.O_WRONLY
+	if p.file, err = os.OpenFile(p.spool.path(p.name, framesSuffix), flags, 0o600); err != nil {
+		return err
+	}
+	if p.reader, err = os.Open(p.file.Name()); err != nil {
+		return err
+	}
+	if p.journal, err = os.OpenFile(p.spool.path(p.name, journalSuffix), flags, 0o600); err != nil {
+		return err
+	}
+	if _, err := p.file.Write(packfile.Header(p.name)); err != nil {
+		return err
+	}
+	if _, err := p.journal.Write(packfile.JournalHeader(p.name)); err != nil {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	return syncDir(p.spool.dir)
+}
+
+// close closes the files, but for the one that readers may be using.
+func (p *openPack) close() {
+	for _, f := range []*os.File{p.file, p.journal} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// add adds an entry whose frames are in the file already.
+func (p *openPack) add(e packfile.Entry) {
+	p.entries = append(p.entries, e)
+	if e.Commit != nil {
+		p.commits++
+	}
+	p.journalSize += int64(len(e.Commit))
+}
+
+// size is about how large the pack will be.
+func (p *openPack) size() int64 { return p.frames + p.journalSize }
+
+func (p *openPack) empty() bool { return p.frames == packfile.HeaderSize && len(p.entries) == 0 }
+
+// write puts everything that was added on disk: the frames, then the journal.
+func (p *openPack) write() error {
+	if p.synced < p.frames {
+		if err := p.file.Sync(); err != nil {
+			return fmt.Errorf("sync frames of pack %s: %w", p.name, err)
+		}
+		p.synced = p.frames
+	}
+	var b []byte
+	for i := p.written; i < len(p.entries); i++ {
+		b = packfile.AppendJournalEntry(b, uint64(i), &p.entries[i])
+	}
+	if b == nil {
+		return nil
+	}
+	if _, err := p.journal.Write(b); err != nil {
+		return fmt.Errorf("write journal of pack %s: %w", p.name, err)
+	}
+	if err := p.journal.Sync(); err != nil {
+		return fmt.Errorf("sync journal of pack %s: %w", p.name, err)
+	}
+	p.written = len(p.entries)
+	return nil
+}
+
+// A sealedPack is a complete pack in the spool.
+type sealedPack struct {
+	name    packfile.Name
+	number  uint32
+	path    string
+	size    int64
+	entries int
+}
+
+// seal completes the pack. All its entries must be written.
+func (p *openPack) seal() (*sealedPack, error) {
+	defer p.close()
+	tail, err := packfile.AppendTail(nil, p.name, p.entries)
+	if err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	path := p.spool.path(p.name, packSuffix)
+	if _, err := p.file.Write(tail); err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	if err := p.file.Sync(); err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	if err := os.Rename(p.file.Name(), path); err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	if err := os.Remove(p.journal.Name()); err != nil {
+		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+	}
+	return &sealedPack{name: p.name, number: p.number, path: path, size: p.frames + int64(len(tail)), entries: len(p.entries)}, nil
+}
+
+// remove takes a sealed pack out of the spool.
+func (s *spool) remove(p *sealedPack) error {
+	if err := os.Remove(p.path); err != nil {
+		return err
+	}
+	if p.name.Writer != s.writer {
+		os.Remove(filepath.Dir(p.path)) // succeeds when it was that writer's last
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func sortNames(names []packfile.Name) {
+	slices.SortFunc(names, func(a, b packfile.Name) int { return slices.Compare(a.Append(nil), b.Append(nil)) })
+}

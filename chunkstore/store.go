@@ -1,0 +1,232 @@
+// Package chunkstore is the engine of dedupd: it takes objects in, NARs above all, cuts
+// them into chunks, commits them to packs, and gives them back.
+//
+// Files, in the order of a chunk's life: ingest, cutter, mask and split (what a chunk
+// is), stage, committer, spool and uploader (how it comes to the bucket), apply and
+// records (what the index says of it), plan and read (how it is served).
+package chunkstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/index"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// ErrNotFound is returned for what the store does not have. It never stands for a
+// bucket or an index that cannot be read.
+var ErrNotFound = errors.New("not found")
+
+// ErrClosed is returned by commits after Close.
+var ErrClosed = errors.New("store is closed")
+
+// Options are the settings of a store. Zero values mean the defaults.
+type Options struct {
+	// State is the directory of the spool and the index. It belongs to one process.
+	State string
+	// Bucket holds the packs.
+	Bucket bucket.Bucket
+	// Repository is what a new repository gets and an existing one must have.
+	Repository Repository
+	// PackSize is the size in bytes at which a pack is sealed; default 32 MiB.
+	PackSize int64
+	// FlushInterval is the age at which a commit's pack is sealed; default 30 s.
+	FlushInterval time.Duration
+	// PieceMemory bounds, in bytes, what chunks of running uploads take on their way to
+	// disk; default 48 MiB. Beside it an upload has buffers of about 5 MiB.
+	PieceMemory int64
+	// DecoderMemory bounds, in bytes, what the decoders of running uploads take; default
+	// 160 MiB. Uploads wait for each other; one that needs more by itself is refused.
+	DecoderMemory int64
+	// PlanCache bounds, in bytes, what is remembered of how to serve NARs; default 32 MiB.
+	PlanCache int64
+	// Log takes what an operator should know; default slog.Default().
+	Log *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	if o.PackSize == 0 {
+		o.PackSize = 32 << 20
+	}
+	if o.FlushInterval == 0 {
+		o.FlushInterval = 30 * time.Second
+	}
+	if o.PieceMemory == 0 {
+		o.PieceMemory = 48 << 20
+	}
+	if o.DecoderMemory == 0 {
+		o.DecoderMemory = 160 << 20
+	}
+	if o.PlanCache == 0 {
+		o.PlanCache = 32 << 20
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+}
+
+// A Store is a repository that is open for reading and writing. Its methods may be
+// called concurrently.
+type Store struct {
+	opts Options
+	repo Repository
+	log  *slog.Logger
+
+	lock     *os.File
+	ix       index.Index
+	packs    *packTable
+	spool    *spool
+	uploader *uploader
+	commits  *committer
+	plans    *planCache
+	buffers  bufferPool
+	encoders chan *packfile.Encoder // one for each processor
+	decoders chan *packfile.Decoder
+	memory   *semaphore.Weighted // bytes of Options.PieceMemory
+	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
+	staging  string
+
+	open   sync.RWMutex // held for reading by commits, for writing by Close
+	closed bool
+
+	committing errgroup.Group
+	uploading  errgroup.Group
+	stopUpload context.CancelFunc
+}
+
+// Open opens the repository in opts.Bucket, or creates it, and takes the state directory
+// for this process. What an earlier process left in the spool is recovered.
+func Open(ctx context.Context, opts Options) (_ *Store, err error) {
+	opts.setDefaults()
+	s := &Store{opts: opts, log: opts.Log, staging: filepath.Join(opts.State, "staging")}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+	for _, dir := range []string{opts.State, s.staging} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	if s.lock, err = lockState(opts.State); err != nil {
+		return nil, err
+	}
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository); err != nil {
+		return nil, err
+	}
+	if s.spool, err = newSpool(filepath.Join(opts.State, "spool")); err != nil {
+		return nil, fmt.Errorf("spool: %w", err)
+	}
+	if s.ix, err = index.OpenBolt(filepath.Join(opts.State, "index.bolt"), index.Options{}); err != nil {
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	if err := s.makeCodecs(); err != nil {
+		return nil, err
+	}
+	s.plans = newPlanCache(opts.PlanCache)
+	s.memory, s.decoding = semaphore.NewWeighted(opts.PieceMemory), semaphore.NewWeighted(opts.DecoderMemory)
+	s.packs = newPackTable(opts.Bucket, s.ix)
+	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, s.log)
+	if err := s.recover(ctx); err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	s.start()
+	return s, nil
+}
+
+func (s *Store) makeCodecs() error {
+	n := runtime.GOMAXPROCS(0)
+	s.encoders, s.decoders = make(chan *packfile.Encoder, n), make(chan *packfile.Decoder, n)
+	for range n {
+		e, err := packfile.NewEncoder(packfile.LevelDefault)
+		if err != nil {
+			return err
+		}
+		d, err := packfile.NewDecoder()
+		if err != nil {
+			return err
+		}
+		s.encoders <- e
+		s.decoders <- d
+	}
+	return nil
+}
+
+func (s *Store) start() {
+	s.commits = &committer{store: s, requests: make(chan *request), applier: newApplier(s.ix, s.repo.StoreDir)}
+	s.committing.Go(func() error { return s.commits.run(context.Background(), s.log) })
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stopUpload = cancel
+	s.uploading.Go(func() error {
+		s.uploader.run(ctx)
+		return nil
+	})
+}
+
+// commit submits r unless the store is closed.
+func (s *Store) commit(ctx context.Context, r *request) error {
+	s.open.RLock()
+	defer s.open.RUnlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if r.relies == nil {
+		r.relies = map[packfile.Name]struct{}{}
+	}
+	return s.commits.submit(ctx, r)
+}
+
+// Close waits for running commits, seals the open pack, uploads as much of the spool as
+// it can before ctx ends, and closes the index. What stays in the spool is uploaded by
+// the next process.
+func (s *Store) Close(ctx context.Context) error {
+	s.open.Lock()
+	if s.closed {
+		s.open.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.open.Unlock()
+	close(s.commits.requests)
+	err := s.committing.Wait()
+	s.stopUpload()
+	s.uploading.Wait()
+	s.uploader.drain(ctx)
+	return errors.Join(err, s.release())
+}
+
+func (s *Store) release() error {
+	var errs []error
+	if s.ix != nil {
+		errs = append(errs, s.ix.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Repository returns the settings of the repository.
+func (s *Store) Repository() Repository { return s.repo }
+
+// Flush seals the open pack, and waits until the bucket has all packs and the index is
+// on disk.
+func (s *Store) Flush(ctx context.Context) error {
+	if err := s.commit(ctx, &request{seal: true}); err != nil {
+		return err
+	}
+	return s.uploader.wait(ctx)
+}

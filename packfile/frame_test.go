@@ -158,8 +158,8 @@ func TestFrameTruncated(t *testing.T) {
 	}
 }
 
-// TestFrameFlipped flips every bit of every golden frame. The CRC tells; and if it
-// is made right, what still verifies must give the very same chunks (some bits mean
+// TestFrameFlipped flips bits of every golden frame: all of the first hundred bytes, and
+// one of each byte behind. The CRC tells; and if it is made right, what still verifies must give the very same chunks (some bits mean
 // nothing to a zstd decoder).
 func TestFrameFlipped(t *testing.T) {
 	d := newTestDecoder(t)
@@ -167,8 +167,8 @@ func TestFrameFlipped(t *testing.T) {
 		stored, input := g.load(t), g.input()
 		chunks := chunksOf(input)
 		for bit := range len(stored) * 8 {
-			if testing.Short() && bit > 100*8 {
-				break
+			if at := bit / 8; at >= 100 && bit%8 != at%8 {
+				continue
 			}
 			bad := slices.Clone(stored)
 			bad[bit/8] ^= 1 << (bit % 8)

@@ -72,10 +72,7 @@ func (a *applier) frames(ctx context.Context, pack uint32, offset int64, frames 
 	for _, f := range frames {
 		start := uint32(0)
 		for i, c := range f.Chunks {
-			l := index.Location{
-				Pack: pack, Offset: uint64(offset), Prefix: uint32(f.Prefix), Payload: uint32(f.Payload),
-				Kind: uint8(f.Kind), CRC: f.CRC, Chunks: uint32(len(f.Chunks)), Index: uint32(i), Start: start, Len: c.Len,
-			}
+			l := frameLocation(pack, offset, f, i, start)
 			start += c.Len
 			known, err := a.chunk(ctx, c.ID)
 			if err != nil {
@@ -89,6 +86,14 @@ func (a *applier) frames(ctx context.Context, pack uint32, offset int64, frames 
 		offset += f.Size()
 	}
 	return offset, nil
+}
+
+// frameLocation is where the i-th chunk of a frame is, start bytes into what it decodes to.
+func frameLocation(pack uint32, offset int64, f packfile.FrameInfo, i int, start uint32) index.Location {
+	return index.Location{
+		Pack: pack, Offset: uint64(offset), Prefix: uint32(f.Prefix), Payload: uint32(f.Payload),
+		Kind: uint8(f.Kind), CRC: f.CRC, Chunks: uint32(len(f.Chunks)), Index: uint32(i), Start: start, Len: f.Chunks[i].Len,
+	}
 }
 
 // commit applies the records of a commit.

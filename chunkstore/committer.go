@@ -21,7 +21,8 @@ type request struct {
 	records func(ctx context.Context, a *applier) ([]packfile.Record, error)
 	relies  map[packfile.Name]struct{} // packs of the chunks that were known at ingest
 	stage   *stage                     // new frames, nil for none
-	seal    bool                       // seal the open pack afterwards
+	seal    bool                       // seal the open pack afterwards, and nothing else
+	inspect func(open *openPack) error // called between commits, and nothing else
 	done    chan error                 // capacity 1
 }
 
@@ -136,6 +137,15 @@ func (c *committer) breakdown(err error) {
 // add appends a request to the open pack, or answers it at once if it is refused or
 // there is nothing to write. An error of its own means that the pack cannot go on.
 func (c *committer) add(ctx context.Context, r *request) error {
+	if r.inspect != nil {
+		// What was added before must be in the index.
+		if err := c.write(ctx); err != nil {
+			c.pending = append(c.pending, r)
+			return err
+		}
+		r.done <- r.inspect(c.open)
+		return nil
+	}
 	if r.seal {
 		c.sealing = append(c.sealing, r)
 		return nil

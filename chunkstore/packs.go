@@ -106,13 +106,7 @@ func (t *packTable) readAt(ctx context.Context, number uint32, p []byte, off int
 	if err != nil {
 		return err
 	}
-	t.mu.Lock()
-	local := t.local[number]
-	if local != nil {
-		local.refs++
-	}
-	t.mu.Unlock()
-	if local != nil {
+	if local := t.acquire(number); local != nil {
 		defer t.release(local)
 		if n, err := local.file.ReadAt(p, off); n < len(p) {
 			if errors.Is(err, io.EOF) {
@@ -128,15 +122,45 @@ func (t *packTable) readAt(ctx context.Context, number uint32, p []byte, off int
 	return nil
 }
 
-// readerAt is one pack in the bucket as an io.ReaderAt.
-type readerAt struct {
-	ctx    context.Context
-	bucket bucket.Bucket
-	key    string
+// acquire returns the pack's file in the spool, nil if it is not there. The caller
+// releases it.
+func (t *packTable) acquire(number uint32) *localPack {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	local := t.local[number]
+	if local != nil {
+		local.refs++
+	}
+	return local
 }
 
-func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.bucket.ReadAt(r.ctx, r.key, p, off); err != nil {
+// size returns the length of a sealed pack.
+func (t *packTable) size(ctx context.Context, number uint32) (int64, error) {
+	if local := t.acquire(number); local != nil {
+		defer t.release(local)
+		info, err := local.file.Stat()
+		if err != nil {
+			return 0, err
+		}
+		return info.Size(), nil
+	}
+	name, err := t.name(ctx, number)
+	if err != nil {
+		return 0, err
+	}
+	info, err := t.bucket.Stat(ctx, packKey(name))
+	return info.Size, err
+}
+
+// packReader is a pack as an io.ReaderAt.
+type packReader struct {
+	ctx    context.Context
+	packs  *packTable
+	number uint32
+}
+
+func (r packReader) ReadAt(p []byte, off int64) (int, error) {
+	if err := r.packs.readAt(r.ctx, r.number, p, off); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -21,7 +21,7 @@ type recovery struct {
 	applier *applier
 	marks   map[string]uint64
 	bucket  map[packfile.Name]int64 // packs in the bucket, with their sizes
-	spooled map[packfile.Name]*os.File
+	spooled map[packfile.Name]bool
 	sealed  []*sealedPack // those in the spool
 	dropped int64         // bytes of journals and frames that nobody was told of
 	applied int           // packs
@@ -30,7 +30,7 @@ type recovery struct {
 func (s *Store) recover(ctx context.Context) error {
 	r := &recovery{
 		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
-		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]*os.File{},
+		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]bool{},
 	}
 	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.checkPacks} {
 		if err := step(ctx); err != nil {
@@ -204,7 +204,7 @@ func (r *recovery) addSealed(ctx context.Context, name packfile.Name) error {
 		return err
 	}
 	r.packs.addLocal(number, f)
-	r.spooled[name] = f
+	r.spooled[name] = true
 	r.sealed = append(r.sealed, &sealedPack{name: name, number: number, path: path, size: info.Size(), entries: pack.Entries})
 	return nil
 }
@@ -212,25 +212,21 @@ func (r *recovery) addSealed(ctx context.Context, name packfile.Name) error {
 // applyAll applies what the index on disk does not have: packs of the spool that it was
 // behind with, and packs of the bucket that it never saw.
 func (r *recovery) applyAll(ctx context.Context) error {
-	here := map[packfile.Name]io.ReaderAt{}
-	sizes := map[packfile.Name]int64{}
+	behind := map[packfile.Name]int64{} // sizes
 	for name, size := range r.bucket {
 		if r.marks[name.String()] == 0 {
-			here[name], sizes[name] = readerAt{ctx, r.opts.Bucket, packKey(name)}, size
+			behind[name] = size
 		}
 	}
 	for _, p := range r.sealed {
 		if r.marks[p.name.String()] < uint64(p.entries) {
-			here[p.name], sizes[p.name] = r.spooled[p.name], p.size
+			behind[p.name] = p.size
 		}
 	}
-	names := slices.Collect(maps.Keys(here))
+	names := slices.Collect(maps.Keys(behind))
 	sortNames(names)
 	for i, name := range names {
-		pack, err := packfile.Read(name, here[name], sizes[name])
-		if err == nil {
-			err = r.apply(ctx, pack)
-		}
+		err := r.apply(ctx, name, behind[name])
 		if err != nil {
 			return fmt.Errorf("apply pack %s: %w", name, err)
 		}
@@ -242,8 +238,12 @@ func (r *recovery) applyAll(ctx context.Context) error {
 	return nil
 }
 
-func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
-	number, err := r.packs.number(ctx, pack.Name)
+func (r *recovery) apply(ctx context.Context, name packfile.Name, size int64) error {
+	number, err := r.packs.number(ctx, name)
+	if err != nil {
+		return err
+	}
+	pack, err := packfile.Read(name, packReader{ctx, r.packs, number}, size)
 	if err != nil {
 		return err
 	}
@@ -252,27 +252,27 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
 	}
 	complete := true
 	err = pack.ForEachCommit(func(n int, c *packfile.Commit) error {
-		for _, name := range c.Packs {
-			if !r.have(name) {
+		for _, other := range c.Packs {
+			if !r.have(other) {
 				complete = false
-				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", name)
+				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", name, "commit", n, "missing", other)
 				return nil
 			}
 		}
-		return r.applier.commit(ctx, newCommitID(pack.Name, n), c)
+		return r.applier.commit(ctx, newCommitID(name, n), c)
 	})
 	if err != nil {
 		return err
 	}
 	if complete {
-		r.applier.batch.Mark(pack.Name.String(), uint64(pack.Entries))
+		r.applier.batch.Mark(name.String(), uint64(pack.Entries))
 	}
 	return r.applier.flush(ctx)
 }
 
 func (r *recovery) have(name packfile.Name) bool {
 	_, inBucket := r.bucket[name]
-	return inBucket || r.spooled[name] != nil
+	return inBucket || r.spooled[name]
 }
 
 // checkPacks makes sure that every pack that the index names is there.

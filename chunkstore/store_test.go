@@ -42,6 +42,9 @@ func testStore(t testing.TB, dir string, change ...func(*Options)) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if !s.closed {
+			checkStore(t, s)
+		}
 		if err := s.Close(context.WithoutCancel(t.Context())); err != nil {
 			t.Errorf("close: %v", err)
 		}
@@ -49,7 +52,18 @@ func testStore(t testing.TB, dir string, change ...func(*Options)) *Store {
 	return s
 }
 
-func fastcdcSplitter(o *Options) { o.Repository = DefaultRepository(testStoreDir, FastCDC) }
+// checkStore runs a whole check, which must find nothing.
+func checkStore(t testing.TB, s *Store) *CheckReport {
+	t.Helper()
+	r, err := s.Check(context.WithoutCancel(t.Context()), CheckOptions{ReadData: true})
+	if err != nil {
+		t.Fatalf("check: %v", err)
+	}
+	if !r.OK() {
+		t.Errorf("check found %d problems: %q", r.ProblemCount, r.Problems)
+	}
+	return r
+}
 
 type testWriter struct{ t testing.TB }
 
@@ -242,12 +256,14 @@ func TestOutEqualsIn(t *testing.T) {
 				putNAR(t, s, b)
 				checkNAR(t, s, rnd, b)
 			}
+			checkStore(t, s)
 			if err := s.Flush(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			for _, b := range nars {
 				checkNAR(t, s, rnd, b)
 			}
+			checkStore(t, s)
 			if err := s.Close(t.Context()); err != nil {
 				t.Fatal(err)
 			}

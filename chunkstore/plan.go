@@ -39,29 +39,60 @@ const layoutSize = 16
 // newPlan finds the chunks of an object. Its error wraps ErrNotFound if the store does
 // not have the object, and packfile.ErrCorrupt if it should have and has not.
 func (s *Store) newPlan(ctx context.Context, hash Hash) (*plan, error) {
-	c, r, err := s.recipeOf(ctx, hash)
+	row, err := s.ix.Get(ctx, index.Contents, hash[:])
+	if errors.Is(err, index.ErrNotFound) {
+		return nil, fmt.Errorf("object %x: %w", hash, ErrNotFound)
+	} else if err != nil {
+		return nil, fmt.Errorf("look up object %x: %w", hash, err)
+	}
+	_, body := splitRow(row)
+	c, err := decodeContent(body)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("object %x: %w", hash, err)
+	}
+	return makePlan(ctx, s.ix, c)
+}
+
+// makePlan makes the plan of an object from what the index says of its recipe and chunks.
+func makePlan(ctx context.Context, ix index.Reader, c *content) (*plan, error) {
+	r, err := getRecipe(ctx, ix, c.recipe)
+	if err != nil {
+		return nil, fmt.Errorf("object %x: %w", c.hash, err)
 	}
 	ids := make([]index.Key, len(r.items))
 	locs := make([]index.Location, len(r.items))
 	for i := range r.items {
 		ids[i] = index.Key(r.items[i].id)
 	}
-	if err := s.ix.Chunks(ctx, ids, locs); err != nil {
-		return nil, fmt.Errorf("look up the chunks of %x: %w", hash, err)
+	if err := ix.Chunks(ctx, ids, locs); err != nil {
+		return nil, fmt.Errorf("look up the chunks of %x: %w", c.hash, err)
 	}
-	p := &plan{hash: hash, nar: c.nar, values: c.table, pieces: make([]planPiece, len(r.items))}
+	p := &plan{hash: c.hash, nar: c.nar, values: c.table, pieces: make([]planPiece, len(r.items))}
 	for i := range r.items {
 		if err := p.add(i, r.items[i], locs[i]); err != nil {
-			return nil, fmt.Errorf("object %x: %w", hash, err)
+			return nil, fmt.Errorf("object %x: %w", c.hash, err)
 		}
 	}
 	if p.size != c.size {
-		return nil, fmt.Errorf("object %x has %d bytes, its recipe makes %d: %w", hash, c.size, p.size, packfile.ErrCorrupt)
+		return nil, fmt.Errorf("object %x has %d bytes, its recipe makes %d: %w", c.hash, c.size, p.size, packfile.ErrCorrupt)
 	}
 	p.layout = p.makeLayout()
 	return p, nil
+}
+
+func getRecipe(ctx context.Context, ix index.Reader, id packfile.ID) (*recipe, error) {
+	row, err := ix.Get(ctx, index.Recipes, id[:])
+	if errors.Is(err, index.ErrNotFound) {
+		return nil, fmt.Errorf("recipe %s is missing: %w", id, packfile.ErrCorrupt)
+	} else if err != nil {
+		return nil, fmt.Errorf("look up recipe %s: %w", id, err)
+	}
+	_, body := splitRow(row)
+	r, err := decodeRecipe(body)
+	if err != nil {
+		return nil, fmt.Errorf("recipe %s: %w", id, err)
+	}
+	return r, nil
 }
 
 func (p *plan) add(i int, it item, loc index.Location) error {
@@ -108,33 +139,6 @@ func (p *plan) makeLayout() string {
 	var v value
 	h.Sum(v[:0])
 	return string(v.appendSpan(nil, packfile.SpanHash)[:layoutSize])
-}
-
-// recipeOf returns the record and the recipe of an object.
-func (s *Store) recipeOf(ctx context.Context, hash Hash) (*content, *recipe, error) {
-	row, err := s.ix.Get(ctx, index.Contents, hash[:])
-	if errors.Is(err, index.ErrNotFound) {
-		return nil, nil, fmt.Errorf("object %x: %w", hash, ErrNotFound)
-	} else if err != nil {
-		return nil, nil, fmt.Errorf("look up object %x: %w", hash, err)
-	}
-	_, body := splitRow(row)
-	c, err := decodeContent(body)
-	if err != nil {
-		return nil, nil, fmt.Errorf("object %x: %w", hash, err)
-	}
-	row, err = s.ix.Get(ctx, index.Recipes, c.recipe[:])
-	if errors.Is(err, index.ErrNotFound) {
-		return nil, nil, fmt.Errorf("recipe %s of object %x is missing: %w", c.recipe, hash, packfile.ErrCorrupt)
-	} else if err != nil {
-		return nil, nil, fmt.Errorf("look up recipe %s: %w", c.recipe, err)
-	}
-	_, body = splitRow(row)
-	r, err := decodeRecipe(body)
-	if err != nil {
-		return nil, nil, fmt.Errorf("recipe %s: %w", c.recipe, err)
-	}
-	return c, r, nil
 }
 
 // find returns the piece that holds the byte at off, in frames or in the plain object.

@@ -229,15 +229,13 @@ func (u *uploader) drain(ctx context.Context) {
 	}
 }
 
-// depth returns the number and the bytes of the sealed packs in the spool.
-func (u *uploader) depth() (packs int, bytes int64) {
+// waitingSizes returns the sizes of the packs that are not in the bucket yet.
+func (u *uploader) waitingSizes() []int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for _, list := range [][]*sealedPack{u.waiting, u.uploaded} {
-		for _, p := range list {
-			bytes += p.size
-		}
-		packs += len(list)
+	sizes := make([]int64, len(u.waiting))
+	for i, p := range u.waiting {
+		sizes[i] = p.size
 	}
-	return packs, bytes
+	return sizes
 }

@@ -23,7 +23,15 @@ const (
 	minFrameEntry  = 1 + 1 + 1 + 4 + 1 + idSize + 1
 	minRecordEntry = 2
 	idSize         = len(ID{})
+
+	// maxRecords bounds the records of one commit: two bytes of input would otherwise
+	// cost sixteen times as much memory.
+	maxRecords = 1 << 20
 )
+
+// MaxCommit is the length in bytes up to which an encoded commit can be written. Check
+// it before the journal: a longer one cannot be sealed.
+const MaxCommit = 128 << 20
 
 func (f FrameInfo) append(b []byte) []byte {
 	b = append(b, byte(f.Kind))
@@ -47,15 +55,22 @@ func (c *cursor) frame() FrameInfo {
 	}
 	n := c.count(idSize+1, "chunks of a frame")
 	if c.err == nil && (n == 0 || f.Kind != KindPatch && f.Kind != KindDecode || f.Kind == KindPatch && n != 1) {
-		c.err = corruptf("a frame of kind %d holds %d chunks", f.Kind, n)
+		c.reject("a frame of kind %d holds %d chunks", f.Kind, n)
 	}
 	if c.err != nil {
 		return f
 	}
 	f.Chunks = make([]Chunk, n)
+	total := uint64(0)
 	for i := range f.Chunks {
 		copy(f.Chunks[i].ID[:], c.bytes(uint64(idSize), "chunk ID"))
-		f.Chunks[i].Len = uint32(c.limited(MaxChunk, "chunk length"))
+		length := c.limited(MaxChunk, "chunk length")
+		total += length
+		f.Chunks[i].Len = uint32(length)
+		if length == 0 || total > MaxFrame {
+			c.reject("chunk %d of a frame has %d bytes, those so far %d", i, length, total)
+			return f
+		}
 	}
 	return f
 }
@@ -100,14 +115,14 @@ type Record struct {
 // rely on beside the one that the commit is in. A reader applies it only when all of
 // those are there, so packs may arrive in any order.
 type Commit struct {
-	Time    int64  // seconds since 1970, for people; nothing is decided by it
+	Time    int64  // seconds since 1970, not negative, for people; nothing is decided by it
 	Packs   []Name // without the pack that holds the commit
 	Records []Record
 }
 
 // Append appends the encoded commit to b.
 func (c *Commit) Append(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(c.Time))
+	b = binary.AppendUvarint(b, uint64(max(c.Time, 0)))
 	b = binary.AppendUvarint(b, uint64(len(c.Packs)))
 	for _, n := range c.Packs {
 		b = n.Append(b)
@@ -128,16 +143,30 @@ func ParseCommit(b []byte) (*Commit, error) {
 	commit := &Commit{Time: int64(c.limited(1<<62, "commit time"))}
 	commit.Packs = make([]Name, c.count(NameSize, "packs of a commit"))
 	for i := range commit.Packs {
-		if p := c.bytes(NameSize, "pack name"); p != nil {
-			commit.Packs[i], _ = NameFromBytes(p)
-		}
+		commit.Packs[i] = c.name("pack name")
 	}
-	commit.Records = make([]Record, c.count(minRecordEntry, "records of a commit"))
+	records := min(maxRecords, uint64(len(c.b)/minRecordEntry))
+	commit.Records = make([]Record, c.limited(records, "number of records"))
 	for i := range commit.Records {
 		commit.Records[i].Type = RecordType(c.byte("record type"))
 		commit.Records[i].Body = c.bytes(c.uvarint("record length"), "record")
 	}
-	return commit, c.end("commit")
+	if err := c.end("commit"); err != nil {
+		return nil, err
+	}
+	return commit, nil
+}
+
+func (c *cursor) name(what string) Name {
+	p := c.bytes(NameSize, what)
+	if p == nil {
+		return Name{}
+	}
+	name, err := NameFromBytes(p)
+	if err != nil {
+		c.reject("%s: %v", what, err)
+	}
+	return name
 }
 
 // Entry is what one step of a writer adds to a pack: frames, and at most one commit.

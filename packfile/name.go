@@ -16,13 +16,15 @@ import (
 // start time in milliseconds, so that names sort roughly by age; nothing relies on that.
 type Name struct {
 	Writer [10]byte
-	Seq    uint64
+	Seq    uint64 // below 1<<40, which is what the text has room for
 	Rand   uint32
 }
 
 // NameSize is the length of a name's binary form: writer, sequence and random
 // number, big endian, so that bytes sort as names do.
 const NameSize = 22
+
+const maxSeq = 1<<40 - 1
 
 // ErrName is returned for text or bytes that are not a pack's name.
 var ErrName = errors.New("not a pack name")
@@ -65,5 +67,8 @@ func NameFromBytes(b []byte) (Name, error) {
 	copy(n.Writer[:], b)
 	n.Seq = binary.BigEndian.Uint64(b[10:])
 	n.Rand = binary.BigEndian.Uint32(b[18:])
+	if n.Seq > maxSeq {
+		return Name{}, fmt.Errorf("%w: sequence number %d", ErrName, n.Seq)
+	}
 	return n, nil
 }

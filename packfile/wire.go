@@ -20,6 +20,17 @@ func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
 func updateChecksum(sum uint32, b []byte) uint32 { return crc32.Update(sum, castagnoli, b) }
 
+// checkVersion checks the version that a what says it has.
+func checkVersion(what string, version, known uint32) error {
+	switch {
+	case version > known:
+		return fmt.Errorf("%s version %d: %w", what, version, ErrVersion)
+	case version == 0:
+		return corruptf("%s has no version", what)
+	}
+	return nil
+}
+
 func corruptf(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
@@ -32,17 +43,26 @@ type cursor struct {
 	err error
 }
 
-func (c *cursor) fail(what string) {
+func (c *cursor) fail(what string) { c.reject("%s runs past the end", what) }
+
+// reject makes the cursor fail, if it has not yet.
+func (c *cursor) reject(format string, args ...any) {
 	if c.err == nil {
-		c.err = corruptf("%s runs past the end", what)
+		c.err = corruptf(format, args...)
 	}
 	c.b = nil
 }
 
+// uvarint reads an unsigned varint in its shortest form: any other would be a second
+// encoding of the same thing.
 func (c *cursor) uvarint(what string) uint64 {
 	v, n := binary.Uvarint(c.b)
 	if n <= 0 {
 		c.fail(what)
+		return 0
+	}
+	if n > 1 && c.b[n-1] == 0 {
+		c.reject("%s is not in its shortest form", what)
 		return 0
 	}
 	c.b = c.b[n:]
@@ -53,10 +73,7 @@ func (c *cursor) uvarint(what string) uint64 {
 func (c *cursor) limited(max uint64, what string) uint64 {
 	v := c.uvarint(what)
 	if v > max {
-		if c.err == nil {
-			c.err = corruptf("%s is %d, above its limit %d", what, v, max)
-		}
-		c.b = nil
+		c.reject("%s is %d, above its limit %d", what, v, max)
 		return 0
 	}
 	return v
@@ -94,8 +111,8 @@ func (c *cursor) u32(what string) uint32 {
 
 // end reports what went wrong, bytes left over included.
 func (c *cursor) end(what string) error {
-	if c.err == nil && len(c.b) != 0 {
-		c.err = corruptf("%d bytes follow the end of the %s", len(c.b), what)
+	if len(c.b) != 0 {
+		c.reject("%d bytes follow the end of the %s", len(c.b), what)
 	}
 	return c.err
 }

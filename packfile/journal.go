@@ -54,7 +54,8 @@ func AppendJournalEntry(b []byte, seq uint64, e *Entry) []byte {
 type JournalReader struct {
 	r    io.Reader
 	seq  uint64
-	Name Name // of the pack
+	err  error // of the last Next; there is none after it
+	Name Name  // of the pack
 }
 
 // NewJournalReader reads the header of a journal. A journal that ends inside its
@@ -67,26 +68,46 @@ func NewJournalReader(r io.Reader) (*JournalReader, error) {
 		}
 		return nil, fmt.Errorf("read journal header: %w", err)
 	}
-	switch version := binary.LittleEndian.Uint32(h[8:]); {
+	switch {
 	case string(h[:8]) != journalMagic:
 		return nil, corruptf("not a journal: magic is %q", h[:8])
 	case checksum(h[:journalHeaderSize-4]) != binary.LittleEndian.Uint32(h[journalHeaderSize-4:]):
 		return nil, corruptf("journal header: wrong checksum")
-	case version > journalVersion:
-		return nil, fmt.Errorf("journal version %d: %w", version, ErrVersion)
 	}
-	name, err := NameFromBytes(h[12 : 12+NameSize])
-	return &JournalReader{r: r, Name: name}, err
+	if err := checkVersion("journal", binary.LittleEndian.Uint32(h[8:]), journalVersion); err != nil {
+		return nil, err
+	}
+	c := cursor{b: h[12 : 12+NameSize]}
+	j := &JournalReader{r: r, Name: c.name("journal header")}
+	if c.err != nil {
+		return nil, c.err
+	}
+	return j, nil
 }
 
 // Next returns the next entry, which is the caller's. It returns [io.EOF] at the end
 // of the journal and [io.ErrUnexpectedEOF] where the last write was cut short; all
 // that was returned before is then complete. Damage is an error that wraps
-// [ErrCorrupt].
+// [ErrCorrupt]. After an error every call returns the same.
 func (j *JournalReader) Next() (Entry, error) {
-	var h [journalEntrySize]byte
-	if _, err := io.ReadFull(j.r, h[:]); err != nil {
+	if j.err != nil {
+		return Entry{}, j.err
+	}
+	e, err := j.next()
+	if err != nil {
+		j.err = err
 		return Entry{}, err
+	}
+	j.seq++
+	return e, nil
+}
+
+func (j *JournalReader) next() (Entry, error) {
+	var h [journalEntrySize]byte
+	if _, err := io.ReadFull(j.r, h[:]); err == io.EOF || err == io.ErrUnexpectedEOF {
+		return Entry{}, err
+	} else if err != nil {
+		return Entry{}, fmt.Errorf("read journal: %w", err)
 	}
 	size := binary.LittleEndian.Uint32(h[:])
 	if size > maxJournalEntry {
@@ -106,6 +127,5 @@ func (j *JournalReader) Next() (Entry, error) {
 	if seq := binary.LittleEndian.Uint64(h[8:]); seq != j.seq {
 		return Entry{}, corruptf("journal entry %d has the number %d", j.seq, seq)
 	}
-	j.seq++
 	return parseEntry(buf)
 }

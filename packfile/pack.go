@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -36,7 +37,7 @@ import (
 //	             12    8 length of the pack, trailer included
 //	             20    8 offset of the records, which is the end of the frames
 //	             28    8 offset of the directory, which is the end of the records
-//	             36    4 CRC-32C of the header and the records
+//	             36    4 CRC-32C of bytes 0 to 43 of the header and the records
 //	             40    4 CRC-32C of the directory
 //	             44    4 number of commits
 //	             48    4 number of entries (see Pack.Entries)
@@ -56,7 +57,8 @@ const (
 	maxTail = 1 << 30
 	// groupSize is how many bytes of commits are compressed together.
 	groupSize = 256 << 10
-	// maxGroup bounds the memory that one group takes when it is read.
+	// maxGroup bounds the memory that one group takes when it is read. It is above
+	// groupSize and MaxCommit together.
 	maxGroup = 256 << 20
 	// maxWindow is above what the encoder of groups uses and below what hurts.
 	maxWindow = 8 << 20
@@ -101,13 +103,19 @@ func AppendTail(b []byte, name Name, entries []Entry) ([]byte, error) {
 	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd)+uint64(len(records)+len(dir)+TrailerSize))
 	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd))
 	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd)+uint64(len(records)))
-	t = binary.LittleEndian.AppendUint32(t, updateChecksum(checksum(Header(name)), records))
+	t = binary.LittleEndian.AppendUint32(t, recordsChecksum(Header(name), records))
 	t = binary.LittleEndian.AppendUint32(t, checksum(dir))
 	t = binary.LittleEndian.AppendUint32(t, uint32(len(commits)))
 	t = binary.LittleEndian.AppendUint32(t, uint32(len(entries)))
 	t = append(t, make([]byte, 8)...)
 	t = binary.LittleEndian.AppendUint32(t, checksum(t))
 	return append(b, t...), nil
+}
+
+// recordsChecksum binds the records to the name in the header. The header's own checksum
+// is left out: with it behind them, the bytes of every header have the same CRC.
+func recordsChecksum(header, records []byte) uint32 {
+	return updateChecksum(checksum(header[:HeaderSize-4]), records)
 }
 
 // appendGroups appends commits, packed into groups of about groupSize bytes:
@@ -123,31 +131,28 @@ func appendGroups(b []byte, commits [][]byte) ([]byte, error) {
 	}
 	defer enc.Close()
 	var plain []byte
-	flush := func() error {
-		if len(plain) > maxGroup {
-			return fmt.Errorf("commit of %d bytes is larger than a group may be", len(plain))
-		}
+	flush := func() {
 		at := len(b)
 		b = append(b, make([]byte, 8)...)
 		b = enc.EncodeAll(plain, b)
 		binary.LittleEndian.PutUint32(b[at:], uint32(len(b)-at-8))
 		binary.LittleEndian.PutUint32(b[at+4:], uint32(len(plain)))
 		plain = plain[:0]
-		return nil
 	}
 	for _, c := range commits {
+		if len(c) > MaxCommit {
+			return nil, fmt.Errorf("commit of %d bytes, at most %d can be written", len(c), MaxCommit)
+		}
 		plain = binary.AppendUvarint(plain, uint64(len(c)))
 		plain = append(plain, c...)
 		if len(plain) >= groupSize {
-			if err := flush(); err != nil {
-				return nil, err
-			}
+			flush()
 		}
 	}
 	if len(plain) > 0 {
-		err = flush()
+		flush()
 	}
-	return b, err
+	return b, nil
 }
 
 // Pack is everything of a pack but its frames' bytes.
@@ -167,7 +172,7 @@ type Trailer struct {
 	Size                  int64
 	Records, Directory    int64 // offsets
 	recordsSum, directSum uint32
-	commits, entries      int
+	commits, entries      uint32
 }
 
 // ParseTrailer reads the last [TrailerSize] bytes of a pack that is size bytes long.
@@ -179,8 +184,8 @@ func ParseTrailer(b []byte, size int64) (Trailer, error) {
 	if checksum(b[:TrailerSize-4]) != le.Uint32(b[TrailerSize-4:]) {
 		return Trailer{}, corruptf("pack trailer: wrong checksum")
 	}
-	if v := le.Uint32(b[8:]); v > packVersion {
-		return Trailer{}, fmt.Errorf("pack version %d: %w", v, ErrVersion)
+	if err := checkVersion("pack", le.Uint32(b[8:]), packVersion); err != nil {
+		return Trailer{}, err
 	}
 	t := Trailer{
 		Size:       int64(le.Uint64(b[12:])),
@@ -188,10 +193,12 @@ func ParseTrailer(b []byte, size int64) (Trailer, error) {
 		Directory:  int64(le.Uint64(b[28:])),
 		recordsSum: le.Uint32(b[36:]),
 		directSum:  le.Uint32(b[40:]),
-		commits:    int(le.Uint32(b[44:])),
-		entries:    int(le.Uint32(b[48:])),
+		commits:    le.Uint32(b[44:]),
+		entries:    le.Uint32(b[48:]),
 	}
 	switch {
+	case t.commits > t.entries || t.entries > math.MaxInt32 || le.Uint64(b[52:]) != 0:
+		return Trailer{}, corruptf("pack trailer: %d commits in %d entries", t.commits, t.entries)
 	case t.Size != size:
 		return Trailer{}, corruptf("pack is %d bytes long, its trailer says %d", size, t.Size)
 	case t.Records < HeaderSize || t.Directory < t.Records || t.Directory > size-TrailerSize:
@@ -232,14 +239,14 @@ func Read(name Name, r io.ReaderAt, size int64) (*Pack, error) {
 
 func parseTail(name Name, t Trailer, header, tail []byte) (*Pack, error) {
 	records, dir := tail[:t.Directory-t.Records], tail[t.Directory-t.Records:]
-	if updateChecksum(checksum(header), records) != t.recordsSum {
+	if recordsChecksum(header, records) != t.recordsSum {
 		return nil, corruptf("pack records: wrong checksum")
 	}
 	if checksum(dir) != t.directSum {
 		return nil, corruptf("pack directory: wrong checksum")
 	}
 	c := cursor{b: dir}
-	p := &Pack{Name: name, Size: t.Size, Frames: c.frames(), Commits: t.commits, Entries: t.entries, records: records}
+	p := &Pack{Name: name, Size: t.Size, Frames: c.frames(), Commits: int(t.commits), Entries: int(t.entries), records: records}
 	if err := c.end("pack directory"); err != nil {
 		return nil, err
 	}
@@ -258,7 +265,7 @@ func parseTail(name Name, t Trailer, header, tail []byte) (*Pack, error) {
 // ForEachCommit decodes the commits in their order and calls fn with the number and
 // the bytes of each, which fn may keep. One group at a time is in memory.
 func (p *Pack) ForEachCommit(fn func(n int, commit *Commit) error) error {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxGroup))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return err
 	}
@@ -271,10 +278,12 @@ func (p *Pack) ForEachCommit(fn func(n int, commit *Commit) error) error {
 		if c.err != nil {
 			return c.err
 		}
-		if plainSize > maxGroup {
-			return corruptf("group of %d bytes", plainSize)
+		// A zstd block of at least four bytes makes at most maxBlock of them, so a
+		// claim that a few bytes are many is known to be false before memory is taken.
+		if plainSize == 0 || plainSize > maxGroup || uint64(plainSize) > uint64(size)/4*maxBlock {
+			return corruptf("group of %d bytes in %d", plainSize, size)
 		}
-		plain, err := dec.DecodeAll(group, nil)
+		plain, err := dec.DecodeAll(group, make([]byte, 0, plainSize))
 		if err != nil {
 			return corruptf("group of records: %v", err)
 		}

@@ -78,22 +78,25 @@ func Header(name Name) []byte {
 func AppendTail(b []byte, name Name, entries []Entry) ([]byte, error) {
 	var frames []FrameInfo
 	var commits [][]byte
-	framesEnd := int64(HeaderSize)
 	for _, e := range entries {
-		for _, f := range e.Frames {
-			framesEnd += f.Size()
-		}
 		frames = append(frames, e.Frames...)
 		if e.Commit != nil {
 			commits = append(commits, e.Commit)
 		}
 	}
-	start := len(b)
-	b, err := appendGroups(b, commits)
+	records, err := appendGroups(nil, commits)
 	if err != nil {
 		return nil, err
 	}
-	records := b[start:]
+	return appendTail(b, name, frames, records, len(commits), len(entries)), nil
+}
+
+func appendTail(b []byte, name Name, frames []FrameInfo, records []byte, commits, entries int) []byte {
+	framesEnd := int64(HeaderSize)
+	for _, f := range frames {
+		framesEnd += f.Size()
+	}
+	b = append(b, records...)
 	dirStart := len(b)
 	b = appendFrames(b, frames)
 	dir := b[dirStart:]
@@ -105,11 +108,11 @@ func AppendTail(b []byte, name Name, entries []Entry) ([]byte, error) {
 	t = binary.LittleEndian.AppendUint64(t, uint64(framesEnd)+uint64(len(records)))
 	t = binary.LittleEndian.AppendUint32(t, recordsChecksum(Header(name), records))
 	t = binary.LittleEndian.AppendUint32(t, checksum(dir))
-	t = binary.LittleEndian.AppendUint32(t, uint32(len(commits)))
-	t = binary.LittleEndian.AppendUint32(t, uint32(len(entries)))
+	t = binary.LittleEndian.AppendUint32(t, uint32(commits))
+	t = binary.LittleEndian.AppendUint32(t, uint32(entries))
 	t = append(t, make([]byte, 8)...)
 	t = binary.LittleEndian.AppendUint32(t, checksum(t))
-	return append(b, t...), nil
+	return append(b, t...)
 }
 
 // recordsChecksum binds the records to the name in the header. The header's own checksum

@@ -292,6 +292,9 @@ func TestConcurrentUploads(t *testing.T) {
 	for _, b := range nars {
 		checkNAR(t, s, rnd, b)
 	}
+	if r := checkStore(t, s); r.DeadFrames != 0 || r.Frames != r.Chunks {
+		t.Errorf("%d frames for %d chunks, %d unused: not each once", r.Frames, r.Chunks, r.DeadFrames)
+	}
 }
 
 func TestBadUploads(t *testing.T) {

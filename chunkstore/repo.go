@@ -42,6 +42,9 @@ const (
 	repositoryKey = "dedupd.json"
 	maxRepository = 64 << 10
 
+	// DefaultStoreDir is where nearly every Nix has its store.
+	DefaultStoreDir = "/nix/store"
+
 	// Splitters.
 	Rabin   = "rabin"
 	FastCDC = "fastcdc"
@@ -81,8 +84,12 @@ func (r Repository) Validate() error {
 }
 
 // openRepository returns the settings of the repository in b, which it creates with
-// those of want if b has none. It is an error if they differ.
+// those of want if b has none. It is an error if they differ, unless want is zero.
 func openRepository(ctx context.Context, b bucket.Bucket, want Repository) (Repository, error) {
+	anything := want == Repository{}
+	if anything {
+		want = DefaultRepository(DefaultStoreDir, Rabin)
+	}
 	if err := want.Validate(); err != nil {
 		return Repository{}, err
 	}
@@ -102,7 +109,7 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository) (Repo
 	if err := have.Validate(); err != nil {
 		return Repository{}, fmt.Errorf("open repository in %s: %w", b, err)
 	}
-	if have != want {
+	if have != want && !anything {
 		return Repository{}, fmt.Errorf("repository in %s was created with other settings, which cannot be changed: it has %+v, asked for %+v", b, have, want)
 	}
 	return have, nil

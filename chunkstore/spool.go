@@ -36,8 +36,17 @@ func newSpool(dir string) (*spool, error) {
 	s := &spool{dir: dir}
 	binary.BigEndian.PutUint64(s.writer[:], uint64(time.Now().UnixMilli())<<16)
 	rand.Read(s.writer[6:]) // never fails
-	err := os.MkdirAll(dir, 0o700)
-	return s, err
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// The names of the directories must be on disk before anything in them counts.
+	for range 2 {
+		dir = filepath.Dir(dir)
+		if err := syncDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 func (s *spool) path(name packfile.Name, suffix string) string {

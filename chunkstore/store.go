@@ -38,7 +38,8 @@ type Options struct {
 	State string
 	// Bucket holds the packs.
 	Bucket bucket.Bucket
-	// Repository is what a new repository gets and an existing one must have.
+	// Repository is what a new repository gets and an existing one must have. The zero
+	// Repository takes an existing one as it is, and means the defaults for a new one.
 	Repository Repository
 	// PackSize is the size in bytes at which a pack is sealed; default 32 MiB.
 	PackSize int64
@@ -130,9 +131,11 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if s.spool, err = newSpool(filepath.Join(opts.State, "spool")); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	if s.ix, err = index.OpenBolt(filepath.Join(opts.State, "index.bolt"), index.Options{}); err != nil {
+	ix, err := index.OpenBolt(filepath.Join(opts.State, "index.bolt"), index.Options{})
+	if err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
+	s.ix = ix
 	if err := s.makeCodecs(); err != nil {
 		return nil, err
 	}

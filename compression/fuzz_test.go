@@ -17,7 +17,7 @@ func FuzzBzip2(f *testing.F)  { fuzzReader(f, Bzip2) }
 // fuzzReader decodes arbitrary bytes: that ends, with one of the errors that it may end with, and
 // reading in other pieces gives the same. The corpus in testdata has files made by each program.
 func fuzzReader(f *testing.F, typ Type) {
-	const maxMemory, maxOutput = 32 << 20, 4 << 20
+	const maxMemory, maxOutput = 64 << 20, 4 << 20
 	if typ.Reproducible() {
 		f.Add(store(f, typ, nil))
 		f.Add(store(f, typ, sample(100)))

@@ -31,9 +31,10 @@ const (
 	// each for literals, commands and distances, 4.4 KB to 5.6 KB a tree.
 	brotliOverhead = 5 << 20
 
-	// lz4Memory is two legacy blocks (8 MiB; 4 MiB at most otherwise) and their overhead, since
-	// such frames may follow any other.
-	lz4Memory = 2*(8<<20) + overhead
+	// lz4Memory is for legacy frames, which may follow any other and have blocks of 8 MiB (otherwise
+	// 4 MiB at most): a block as read, as decoded, and as the history that the library keeps where
+	// blocks depend on each other, old and grown copy of it.
+	lz4Memory = 36<<20 + overhead
 
 	// bzip2Memory is a block of 900,000 four-byte entries, and tables.
 	bzip2Memory = 4*900_000 + overhead

@@ -12,16 +12,22 @@ import (
 	"testing"
 )
 
-// nixCommands are the ways to start nix-store: the one in PATH and, for other versions, what the
-// environment variable NIX_WRAPPERS lists, separated by colons. A wrapper takes the program's name
-// as its first argument.
+// nixCommands are the ways to start nix-store: the one in PATH and, for other versions, the wrappers
+// nix-* in the directory that the environment variable DEDUPD_NIX_DIR names. A wrapper takes the
+// program's name as its first argument.
 func nixCommands(t *testing.T) [][]string {
 	var cmds [][]string
 	if p, err := exec.LookPath("nix-store"); err == nil {
 		cmds = append(cmds, []string{p})
 	}
-	for _, w := range filepath.SplitList(os.Getenv("NIX_WRAPPERS")) {
-		cmds = append(cmds, []string{w, "nix-store"})
+	if dir := os.Getenv("DEDUPD_NIX_DIR"); dir != "" {
+		wrappers, err := filepath.Glob(filepath.Join(dir, "nix-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range wrappers {
+			cmds = append(cmds, []string{w, "nix-store"})
+		}
 	}
 	if len(cmds) == 0 {
 		missing(t, "nix-store")

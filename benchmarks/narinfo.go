@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// narinfoScript makes wrk ask for the paths of a file in random order.
+//
+//go:embed narinfo.lua
+var narinfoScript []byte
+
+// narinfos measures requests a second of wrk with 16 connections, each server in turn.
+func narinfos(ctx context.Context, b *bench) ([]row, error) {
+	r, err := startRivals(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer r.kill()
+	var list strings.Builder
+	for _, f := range r.narinfos {
+		fmt.Fprintln(&list, f.path)
+	}
+	script, paths := filepath.Join(b.work, "narinfo.lua"), filepath.Join(b.work, "paths")
+	if err := os.WriteFile(script, narinfoScript, 0o644); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(paths, []byte(list.String()), 0o644); err != nil {
+		return nil, err
+	}
+	var dedupd, nginx []float64
+	for i := range b.rounds {
+		for _, c := range []struct {
+			server *child
+			rates  *[]float64
+		}{{r.dedupd, &dedupd}, {r.nginx, &nginx}} {
+			rate, err := b.wrk(ctx, c.server, script, paths)
+			if err != nil {
+				return nil, err
+			}
+			*c.rates = append(*c.rates, rate)
+		}
+		b.progress("round %d of %d: %.0f, nginx %.0f requests/s", i+1, b.rounds, dedupd[i], nginx[i])
+	}
+	what := fmt.Sprintf("%d narinfos, 16 connections", len(r.narinfos))
+	return []row{compare(what, "requests/s", dedupd, "nginx", nginx, atLeast(0.4))}, nil
+}
+
+var (
+	wrkRate   = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+	wrkErrors = regexp.MustCompile(`(?m)^\s*(Non-2xx|Socket errors).*`)
+)
+
+// wrk returns the requests a second that a server answers.
+func (b *bench) wrk(ctx context.Context, server *child, script, paths string) (float64, error) {
+	cmd := exec.CommandContext(ctx, "wrk", "-t2", "-c16", fmt.Sprintf("-d%ds", b.seconds), "-s", script, server.url, "--", paths)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("wrk: %w\n%s", err, out)
+	}
+	rate := wrkRate.FindSubmatch(out)
+	if failed := wrkErrors.Find(out); failed != nil || rate == nil {
+		return 0, fmt.Errorf("wrk: %s\n%s", failed, out)
+	}
+	return strconv.ParseFloat(string(rate[1]), 64)
+}

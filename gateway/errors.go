@@ -1,0 +1,123 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/compression"
+	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// A refusal is an error that has its own status code, and a message for the client.
+type refusal struct {
+	code int
+	err  error
+}
+
+func (e *refusal) Error() string { return e.err.Error() }
+
+func (e *refusal) Unwrap() error { return e.err }
+
+// refuse returns a refusal.
+func refuse(code int, format string, args ...any) error {
+	return &refusal{code, fmt.Errorf(format, args...)}
+}
+
+// errStalled says that a client sent nothing for the idle timeout.
+var errStalled = errors.New("the client stalled")
+
+// fail answers a request that ended with err, and logs what an operator should know. It
+// returns false if there is no answer to give: the client is gone, or has a part of a
+// body already. Then the connection must be cut, so that a short body is never taken
+// for a whole one.
+func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
+	code := statusOf(err, r.Method)
+	// net/http cancels the context, too, when a client has ended its side only.
+	cutShort := errors.Is(err, io.ErrUnexpectedEOF)
+	gone := w.err != nil || errors.Is(err, errStalled) || r.Context().Err() != nil && !cutShort
+	switch {
+	case gone:
+		g.log.Info("request was not completed", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+	case code >= 500 || errors.Is(err, packfile.ErrCorrupt):
+		g.log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+	case r.Method == http.MethodPut:
+		g.log.Warn("upload refused", "path", r.URL.Path, "status", code, "err", err)
+	}
+	if gone || w.status != 0 {
+		return false
+	}
+	h := w.Header()
+	for _, name := range []string{"Etag", "Accept-Ranges", "Content-Length"} {
+		h.Del(name)
+	}
+	if code == http.StatusServiceUnavailable {
+		h.Set("Retry-After", "5")
+	}
+	// Whatever is wrong now may be right in a moment: an upload may be on its way.
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	io.WriteString(w, message(err, code)+"\n")
+	return true
+}
+
+// statusOf is the one place that decides about status codes. To Nix 404 means absent;
+// 408, 429 and most of 5xx mean that it should try again; everything else is final. Up
+// to 2.33 a retried PUT sends an empty body and hangs, so PUTs get these only for real
+// failures, never because of load.
+func statusOf(err error, method string) int {
+	var refused *refusal
+	var tooLarge *http.MaxBytesError
+	put := method == http.MethodPut
+	switch {
+	case errors.As(err, &refused):
+		return refused.code
+	case errors.As(err, &tooLarge), errors.Is(err, compression.ErrTooMuchMemory):
+		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, compression.ErrUnsupported), errors.Is(err, compression.ErrUnknown):
+		return http.StatusUnsupportedMediaType
+	case errors.Is(err, chunkstore.ErrConflict):
+		return http.StatusConflict
+	case errors.Is(err, chunkstore.ErrBadUpload), errors.Is(err, narinfo.ErrCorrupt) && put, errors.Is(err, io.ErrUnexpectedEOF) && put:
+		return http.StatusBadRequest
+	case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt) && !put:
+		// What has lost a part counts as absent, so that a plain "nix copy" brings it back.
+		return http.StatusNotFound
+	case errors.Is(err, chunkstore.ErrClosed), !put:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// message is what the client is told. What went wrong in the store is for the log only.
+func message(err error, code int) string {
+	switch code {
+	case http.StatusNotFound, http.StatusInternalServerError, http.StatusServiceUnavailable:
+		if refused := (*refusal)(nil); errors.As(err, &refused) {
+			return refused.Error()
+		}
+		return strings.ToLower(http.StatusText(code))
+	case http.StatusUnsupportedMediaType:
+		return fmt.Sprintf("%v; use one of %s", err, supported)
+	}
+	return err.Error()
+}
+
+// supported lists the compressions in which NARs can be uploaded.
+const supported = "none, xz, zstd, br, gzip, lz4"
+
+// bodyError marks errors of reading a request's body.
+func bodyError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", errStalled, err)
+	}
+	return err
+}

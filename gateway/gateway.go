@@ -1,0 +1,195 @@
+// Package gateway serves a store to Nix as a binary cache over HTTP, and takes uploads
+// from it.
+//
+//	nix-cache-info                          GET HEAD PUT   PUT is accepted and ignored
+//	<hash part>.narinfo                     GET HEAD PUT
+//	<hash part>.ls                          GET HEAD PUT   made from the NAR unless uploaded
+//	nar/<NarHash>-<layout>.nar.zst          GET HEAD       zstd frames as they are stored
+//	nar/<NarHash>.nar                       GET HEAD       the NAR itself
+//	nar/<file>                              GET HEAD PUT   a NAR under the name of its upload
+//	log/<derivation>                        GET HEAD PUT   small files, as uploaded
+//	debuginfo/<build ID>[.debug]            GET HEAD PUT
+//	realisations/<id>.doi                   GET HEAD PUT
+//	build-trace-v2/<derivation>/<out>.doi   GET HEAD PUT
+//
+// What clients rely on, and what this package therefore never does, is in each file's
+// comments; the versions of Nix that were tried are 2.8, 2.26 and 2.34.
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// Config are the settings of a gateway. Zero values mean the defaults.
+type Config struct {
+	// Keys sign every narinfo that is PUT, and nothing else.
+	Keys []narinfo.PrivateKey
+	// Priority is what clients sort substituters by, lowest first; default 30, which is
+	// before cache.nixos.org (40).
+	Priority int
+	// NoMassQuery tells clients not to ask for many paths at once.
+	NoMassQuery bool
+	// AllowWrite returns an error, which the client is told, if a request may not write.
+	// The default is LoopbackOnly.
+	AllowWrite func(*http.Request) error
+	// MaxNarInfo and MaxFile are the largest narinfo (default 4 MiB) and the largest log,
+	// listing or other small file (default 64 MiB) that can be PUT, in decoded bytes.
+	// NARs have no limit.
+	MaxNarInfo, MaxFile int64
+	// NarInfoCache and ListingCache bound, in bytes, what is remembered of rendered
+	// narinfos (default 32 MiB) and generated listings (default 8 MiB).
+	NarInfoCache, ListingCache int64
+	// IdleTimeout is how long a client may neither send nor take anything in the middle
+	// of a body before it is dropped; default 60 s.
+	IdleTimeout time.Duration
+	// ShutdownTimeout is how long Serve lets running requests go on; default 30 s.
+	ShutdownTimeout time.Duration
+	// AccessLog has one line logged for each request.
+	AccessLog bool
+	// Log takes what an operator should know; default slog.Default().
+	Log *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	if c.Priority == 0 {
+		c.Priority = 30
+	}
+	if c.AllowWrite == nil {
+		c.AllowWrite = LoopbackOnly
+	}
+	if c.MaxNarInfo == 0 {
+		c.MaxNarInfo = 4 << 20
+	}
+	if c.MaxFile == 0 {
+		c.MaxFile = 64 << 20
+	}
+	if c.NarInfoCache == 0 {
+		c.NarInfoCache = 32 << 20
+	}
+	if c.ListingCache == 0 {
+		c.ListingCache = 8 << 20
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = time.Minute
+	}
+	if c.ShutdownTimeout == 0 {
+		c.ShutdownTimeout = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+}
+
+// A Gateway is the http.Handler of a binary cache. Clients that stall while they receive
+// are only dropped where it is served by Serve.
+type Gateway struct {
+	store    *chunkstore.Store
+	storeDir string
+	cfg      Config
+	log      *slog.Logger
+
+	cacheInfo []byte
+	narInfos  *otter.Cache[string, *narInfoText] // by hash part
+	listings  *otter.Cache[string, []byte]       // by hash part
+	decoding  chan struct{}                      // slots for requests with a Content-Encoding
+	served    counters
+}
+
+// New returns a gateway to store, which stays the caller's to close.
+func New(store *chunkstore.Store, cfg Config) *Gateway {
+	cfg.setDefaults()
+	g := &Gateway{
+		store: store, storeDir: store.Repository().StoreDir, cfg: cfg, log: cfg.Log,
+		narInfos: newNarInfoCache(cfg.NarInfoCache), listings: newListingCache(cfg.ListingCache),
+		decoding: make(chan struct{}, maxDecoding),
+	}
+	g.cacheInfo = g.makeCacheInfo()
+	return g
+}
+
+// ServeHTTP implements http.Handler.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	resp := &response{ResponseWriter: w}
+	aborted := false
+	if err := g.handle(resp, r); err != nil {
+		aborted = !g.fail(resp, r, err)
+	}
+	if r.ContentLength != 0 {
+		// net/http reads what is left of a short body, and has no time limit of its own.
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.IdleTimeout))
+	}
+	if g.cfg.AccessLog {
+		g.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
+			slog.String("method", r.Method), slog.String("path", r.URL.Path),
+			slog.Int("status", resp.status), slog.Int64("bytes", resp.bytes), slog.Bool("aborted", aborted),
+			slog.Duration("duration", time.Since(start)),
+			slog.String("remote", r.RemoteAddr), slog.String("agent", r.UserAgent()))
+	}
+	if aborted {
+		panic(http.ErrAbortHandler) // net/http closes the connection, and says nothing
+	}
+}
+
+func (g *Gateway) handle(w *response, r *http.Request) error {
+	res, ok := parsePath(r.URL.Path)
+	if !ok {
+		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		return g.get(w, r, res)
+	case http.MethodPut:
+		// Before the body is touched: net/http answers "Expect: 100-continue" at its
+		// first read, so that a client that may not write has not sent anything.
+		if err := g.cfg.AllowWrite(r); err != nil {
+			return refuse(http.StatusForbidden, "%w", err)
+		}
+		// net/http cancels the context when the client ends its side. What is wrong then
+		// is that the body is cut short, and that is found out by reading it.
+		r = r.WithContext(context.WithoutCancel(r.Context()))
+		if err := g.put(w, r, res); err != nil {
+			return fmt.Errorf("PUT %s: %w", res.name, err)
+		}
+		// Never 202, which Nix takes for an error.
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	w.Header().Set("Allow", "GET, HEAD, PUT")
+	return refuse(http.StatusMethodNotAllowed, "use GET, HEAD or PUT")
+}
+
+func (g *Gateway) get(w *response, r *http.Request, res resource) error {
+	switch res.kind {
+	case kindCacheInfo:
+		return g.getCacheInfo(w, r)
+	case kindNarInfo:
+		return g.getNarInfo(w, r, res)
+	case kindListing:
+		return g.getListing(w, r, res)
+	case kindNAR:
+		return g.getNAR(w, r, res)
+	}
+	return g.getFile(w, r, res)
+}
+
+func (g *Gateway) put(w *response, r *http.Request, res resource) error {
+	switch res.kind {
+	case kindCacheInfo:
+		return g.putCacheInfo(w, r)
+	case kindNarInfo:
+		return g.putNarInfo(w, r, res)
+	case kindNAR:
+		return g.putNAR(w, r, res)
+	}
+	return g.putFile(w, r, res)
+}

@@ -1,0 +1,151 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/dedupd/dedupd/compression"
+)
+
+// LoopbackOnly allows writes from this machine: not from others through a proxy on it,
+// and not from a browser, which any web page could have write (with the gateway's
+// signature, even).
+func LoopbackOnly(r *http.Request) error {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return errors.New("writing is allowed from this machine only")
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"} {
+		if r.Header[name] != nil {
+			return fmt.Errorf("writing is allowed from this machine only, and the header %s says that a proxy forwarded this", name)
+		}
+	}
+	for _, name := range []string{"Origin", "Sec-Fetch-Site"} {
+		if r.Header[name] != nil {
+			return fmt.Errorf("writing is not allowed to browsers, and the header %s says that this is one", name)
+		}
+	}
+	return nil
+}
+
+// A bodyReader reads a request's body. A client that sends nothing for the timeout ends
+// it with errStalled.
+type bodyReader struct {
+	r       io.Reader
+	ctl     *http.ResponseController
+	timeout time.Duration
+}
+
+func (g *Gateway) body(w *response, r *http.Request) io.Reader {
+	return &bodyReader{r.Body, http.NewResponseController(w), g.cfg.IdleTimeout}
+}
+
+func (b *bodyReader) Read(p []byte) (int, error) {
+	b.ctl.SetReadDeadline(time.Now().Add(b.timeout)) // fails where there is no connection: in tests
+	n, err := b.r.Read(p)
+	if err == io.EOF {
+		// Or else net/http, which goes on reading to see whether the client leaves,
+		// would take the deadline for that.
+		b.ctl.SetReadDeadline(time.Time{})
+	}
+	return n, bodyError(err)
+}
+
+const (
+	// maxDecoding is the number of requests whose Content-Encoding is decoded at a time,
+	// and decodingMemory the bytes that each may take for it. Nix writes xz -6, zstd up
+	// to a window of 8 MiB, and brotli's default.
+	maxDecoding    = 4
+	decodingMemory = 24 << 20
+)
+
+// decodedBody returns the body of r without its Content-Encoding, which Nix uses for
+// logs, listings and narinfos if it is told to compress them. Reading more than limit
+// bytes is an error. The caller closes it.
+func (g *Gateway) decodedBody(w *response, r *http.Request, limit int64) (io.ReadCloser, error) {
+	if r.ContentLength > limit {
+		return nil, tooLarge(limit)
+	}
+	typ, err := contentEncoding(r)
+	if err != nil {
+		return nil, err
+	}
+	src := g.body(w, r)
+	if typ == compression.None {
+		return &limited{r: src, limit: limit, left: limit, close: func() {}}, nil
+	}
+	select {
+	case g.decoding <- struct{}{}:
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	d, err := compression.NewReader(typ, src, compression.Limits{MaxMemory: decodingMemory})
+	if err != nil {
+		<-g.decoding
+		return nil, badEncoding(err)
+	}
+	return &limited{r: d, limit: limit, left: limit, close: func() {
+		d.Close()
+		<-g.decoding
+	}}, nil
+}
+
+// contentEncoding returns the Content-Encoding of r as a compression.
+func contentEncoding(r *http.Request) (compression.Type, error) {
+	switch coding := strings.ToLower(strings.Join(r.Header["Content-Encoding"], ", ")); coding {
+	case "", "identity":
+		return compression.None, nil
+	case "gzip", "x-gzip":
+		return compression.Gzip, nil
+	case "zstd", "br", "xz", "lz4":
+		return compression.Type(coding), nil
+	default:
+		return "", refuse(http.StatusUnsupportedMediaType, "Content-Encoding %q", coding)
+	}
+}
+
+// badEncoding marks what is wrong with an encoded body as the client's fault.
+func badEncoding(err error) error {
+	if errors.Is(err, compression.ErrCorrupt) {
+		return refuse(http.StatusBadRequest, "%w", err)
+	}
+	return err
+}
+
+// A limited reader ends with a refusal after limit bytes.
+type limited struct {
+	r           io.Reader
+	limit, left int64
+	close       func()
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	// One byte more than is left, to tell the end from too much.
+	if int64(len(p)) > l.left+1 {
+		p = p[:l.left+1]
+	}
+	n, err := l.r.Read(p)
+	if int64(n) > l.left {
+		n, l.left = int(l.left), 0
+		return n, tooLarge(l.limit)
+	}
+	l.left -= int64(n)
+	if err != nil && err != io.EOF {
+		err = badEncoding(err)
+	}
+	return n, err
+}
+
+func (l *limited) Close() error {
+	l.close()
+	return nil
+}
+
+func tooLarge(limit int64) error {
+	return refuse(http.StatusRequestEntityTooLarge, "more than the %d bytes that are allowed here", limit)
+}

@@ -1,0 +1,107 @@
+package gateway
+
+import (
+	"strings"
+
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// kind is what a URL is about.
+type kind byte
+
+const (
+	kindCacheInfo kind = iota
+	kindNarInfo
+	kindListing
+	kindNAR
+	kindLog
+	kindDebugInfo
+	kindRealisation
+)
+
+// A resource is a URL of the cache.
+type resource struct {
+	kind kind
+	name string // the path without its first slash; what a file is stored as
+	id   string // the hash part of a narinfo or listing, the file name of a NAR
+}
+
+// parsePath says what the decoded path of a URL is about. What it lets through is safe
+// as a name: segments of ordinary characters, none of them "." or "..".
+//
+// This is not an http.ServeMux because that answers paths it finds untidy with a
+// redirect, which clients before Nix 2.29 do not follow when they PUT.
+func parsePath(path string) (resource, bool) {
+	name, ok := strings.CutPrefix(path, "/")
+	if !ok || len(name) > maxName {
+		return resource{}, false
+	}
+	dir, rest, nested := strings.Cut(name, "/")
+	if !nested {
+		return parseRoot(name)
+	}
+	res := resource{name: name, id: rest}
+	segments := 1
+	switch dir {
+	case "nar":
+		res.kind = kindNAR
+	case "log":
+		res.kind = kindLog
+	case "debuginfo":
+		res.kind = kindDebugInfo
+	case "realisations":
+		res.kind = kindRealisation
+		ok = strings.HasSuffix(rest, ".doi")
+	case "build-trace-v2":
+		res.kind, segments = kindRealisation, 2
+		ok = strings.HasSuffix(rest, ".doi")
+	default:
+		return resource{}, false
+	}
+	for s := range strings.SplitSeq(rest, "/") {
+		ok = ok && goodSegment(s)
+		segments--
+	}
+	return res, ok && segments == 0
+}
+
+// parseRoot is parsePath for what is not in a directory.
+func parseRoot(name string) (resource, bool) {
+	if name == "nix-cache-info" {
+		return resource{kind: kindCacheInfo, name: name}, true
+	}
+	hashPart, ext, _ := strings.Cut(name, ".")
+	res := resource{name: name, id: hashPart}
+	switch ext {
+	case "narinfo":
+		res.kind = kindNarInfo
+	case "ls":
+		res.kind = kindListing
+	default:
+		return resource{}, false
+	}
+	return res, narinfo.IsHashPart(hashPart)
+}
+
+const (
+	maxName    = 1024 // bytes of a name
+	maxSegment = 255  // bytes of a part of it
+)
+
+// goodSegment says whether s may be a part of a file's name: the characters of store
+// paths, and those that occur in the IDs of realisations, which are
+// "sha256:<digest>!<output>".
+func goodSegment(s string) bool {
+	if s == "" || s[0] == '.' || len(s) > maxSegment {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+		case strings.IndexByte("+-._?=:!^", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,64 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/dedupd/dedupd/chunkstore"
+)
+
+// Stats are the statistics of a store, and of the gateway that serves it, if there is
+// one.
+type Stats struct {
+	Store  *chunkstore.Stats `json:"store"`
+	Served *Served           `json:"served,omitempty"`
+}
+
+// WriteText writes the statistics for people.
+func (s *Stats) WriteText(w io.Writer) error {
+	if err := s.Store.WriteText(w); err != nil || s.Served == nil || s.Served.NARBytes == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nsince the server was started, %d bytes were sent for %d bytes of NARs: %.3f\n",
+		s.Served.Bytes, s.Served.NARBytes, float64(s.Served.Bytes)/float64(s.Served.NARBytes))
+	return err
+}
+
+// AdminHandler returns the handler of what only the operator may ask. It checks nobody:
+// it belongs on a socket that only the operator can open.
+//
+//	GET /stats               Stats
+//	GET /check?read-data=1   chunkstore.CheckReport
+func (g *Gateway) AdminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
+		g.reply(w, r, func(ctx context.Context) (any, error) {
+			stats, err := g.store.Stats(ctx)
+			served := g.Served()
+			return &Stats{stats, &served}, err
+		})
+	})
+	mux.HandleFunc("GET /check", func(w http.ResponseWriter, r *http.Request) {
+		g.reply(w, r, func(ctx context.Context) (any, error) {
+			return g.store.Check(ctx, chunkstore.CheckOptions{ReadData: r.FormValue("read-data") == "1"})
+		})
+	})
+	return mux
+}
+
+// reply answers with what fn returns, as JSON.
+func (g *Gateway) reply(w http.ResponseWriter, r *http.Request, fn func(context.Context) (any, error)) {
+	v, err := fn(r.Context())
+	if err != nil {
+		g.log.Error("request of the operator failed", "path", r.URL.Path, "err", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		g.log.Info("request was not completed", "path", r.URL.Path, "err", err)
+	}
+}

@@ -1,0 +1,138 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	headerTimeout    = 30 * time.Second // for a request's header
+	keepAliveTimeout = 5 * time.Minute  // between requests
+	maxHeader        = 64 << 10         // bytes
+)
+
+// Serve answers requests on the listeners until ctx ends or one of them fails, and
+// closes them. Then it lets running requests finish, for ShutdownTimeout, cuts off what
+// is left, and returns when no request runs any more: the store may be closed.
+func (g *Gateway) Serve(ctx context.Context, listeners ...net.Listener) error {
+	return g.serve(ctx, g, listeners...)
+}
+
+// ServeAdmin is Serve for AdminHandler.
+func (g *Gateway) ServeAdmin(ctx context.Context, listeners ...net.Listener) error {
+	return g.serve(ctx, g.AdminHandler(), listeners...)
+}
+
+func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error {
+	var running gate
+	srv := &http.Server{
+		Handler:           running.handler(h),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       keepAliveTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		group.Go(func() error {
+			if err := srv.Serve(stallListener{l, g.cfg.IdleTimeout}); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.ShutdownTimeout)
+		defer cancel()
+		if err := srv.Shutdown(deadline); err != nil {
+			g.log.Warn("cutting off requests that did not finish in time", "timeout", g.cfg.ShutdownTimeout)
+			srv.Close()
+		}
+		running.close()
+		return nil
+	})
+	return group.Wait()
+}
+
+// A gate counts the requests that run, since http.Server forgets those whose connections
+// it has cut off.
+type gate struct {
+	mu     sync.RWMutex // held for reading by every request
+	closed atomic.Bool
+}
+
+func (g *gate) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.RLock()
+		defer g.mu.RUnlock()
+		if g.closed.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// close waits for requests that run, and turns away those that come.
+func (g *gate) close() {
+	g.closed.Store(true)
+	g.mu.Lock()
+	g.mu.Unlock()
+}
+
+// A stallListener drops clients that do not take what they are sent.
+type stallListener struct {
+	net.Listener
+	timeout time.Duration
+}
+
+func (l stallListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &stallConn{c, l.timeout}, nil
+}
+
+// A stallConn is a net.Conn on which a write makes progress within the timeout. A
+// http.Server can only limit the time of a whole response, and a slow client may well
+// take an hour over a large one.
+type stallConn struct {
+	net.Conn
+	timeout time.Duration
+}
+
+// writeStep is how many bytes a client has to take within the timeout.
+const writeStep = 128 << 10
+
+func (c *stallConn) Write(p []byte) (int, error) {
+	done := 0
+	for {
+		if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+			return done, err
+		}
+		n, err := c.Conn.Write(p[done:min(done+writeStep, len(p))])
+		done += n
+		if err != nil || done == len(p) {
+			return done, err
+		}
+	}
+}
+
+// CloseWrite is what http.Server looks for, to let a client that is still sending read
+// why it was refused.
+func (c *stallConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

@@ -14,6 +14,9 @@ import (
 // such as a failed fsync. Reading goes on; a restart recovers.
 var ErrBroken = errors.New("the store stopped accepting writes after a disk error; restart it")
 
+// errUnknown is wrapped when it is not known what is on disk.
+var errUnknown = errors.New("outcome unknown")
+
 // A request asks the committer for one commit.
 type request struct {
 	// records checks the request against what is committed so far and returns what is
@@ -79,7 +82,7 @@ func (c *committer) run(ctx context.Context, log *slog.Logger) error {
 			c.group(ctx, r)
 		case <-sealAt:
 			if err := c.seal(ctx); err != nil {
-				c.breakdown(err)
+				c.fail(err)
 			}
 		}
 		timer.Stop()
@@ -97,7 +100,7 @@ func (c *committer) run(ctx context.Context, log *slog.Logger) error {
 func (c *committer) group(ctx context.Context, first *request) {
 	for r := first; r != nil; {
 		if err := c.add(ctx, r); err != nil {
-			c.breakdown(err)
+			c.fail(err)
 			return
 		}
 		r = nil
@@ -109,14 +112,14 @@ func (c *committer) group(ctx context.Context, first *request) {
 		}
 	}
 	if err := c.write(ctx); err != nil {
-		c.breakdown(err)
+		c.fail(err)
 		return
 	}
 	if len(c.sealing) == 0 && (c.open == nil || c.open.size() < c.store.opts.PackSize) {
 		return
 	}
 	if err := c.seal(ctx); err != nil {
-		c.breakdown(err)
+		c.fail(err)
 		return
 	}
 	for _, r := range c.sealing {
@@ -125,17 +128,27 @@ func (c *committer) group(ctx context.Context, first *request) {
 	c.sealing = nil
 }
 
-// breakdown fails everything that waits for the open pack.
-func (c *committer) breakdown(err error) {
-	c.broken = fmt.Errorf("%w: %w", ErrBroken, err)
+// fail answers everything that waits with err. A full disk, or another error before
+// anything was synced, is undone, and the store goes on; when it is not known what is on
+// disk nothing may be written any more.
+func (c *committer) fail(err error) {
+	c.applier.reset()
+	if c.open != nil && !errors.Is(err, errUnknown) {
+		err = errors.Join(err, c.open.rollback())
+		c.oldest = time.Now() // seal it later
+	}
+	if errors.Is(err, errUnknown) {
+		err = fmt.Errorf("%w: %w", ErrBroken, err)
+		c.broken = err
+	}
 	for _, r := range append(c.pending, c.sealing...) {
-		r.done <- c.broken
+		r.done <- err
 	}
 	c.pending, c.sealing = nil, nil
 }
 
-// add appends a request to the open pack, or answers it at once if it is refused or
-// there is nothing to write. An error of its own means that the pack cannot go on.
+// add appends a request to the open pack, or answers it at once if it is refused. An
+// error of its own means that the pack cannot go on.
 func (c *committer) add(ctx context.Context, r *request) error {
 	if r.inspect != nil {
 		// What was added before must be in the index.
@@ -151,8 +164,21 @@ func (c *committer) add(ctx context.Context, r *request) error {
 		return nil
 	}
 	records, err := r.records(ctx, c.applier)
-	if err != nil || records == nil {
+	if err != nil {
 		r.done <- err
+		return nil
+	}
+	if len(records) == 0 {
+		// What makes the request needless may itself be waiting to be written.
+		c.pending = append(c.pending, r)
+		return nil
+	}
+	size := 0
+	for _, rec := range records {
+		size += len(rec.Body)
+	}
+	if size > packfile.MaxCommit/2 {
+		r.done <- fmt.Errorf("%w: %d bytes of metadata are more than a commit can hold", ErrBadUpload, size)
 		return nil
 	}
 	c.pending = append(c.pending, r)
@@ -243,15 +269,14 @@ func (c *committer) rotate(ctx context.Context, r *request) error {
 
 // write makes everything that was added durable, then visible, then answers.
 func (c *committer) write(ctx context.Context) error {
-	if c.open == nil {
-		return nil
-	}
-	if err := c.open.write(); err != nil {
-		return err
-	}
-	c.applier.batch.Mark(c.open.name.String(), uint64(len(c.open.entries)))
-	if err := c.applier.flush(ctx); err != nil {
-		return err
+	if c.open != nil && c.open.written < len(c.open.entries) {
+		if err := c.open.write(); err != nil {
+			return err
+		}
+		c.applier.batch.Mark(c.open.name.String(), uint64(len(c.open.entries)))
+		if err := c.applier.flush(ctx); err != nil {
+			return fmt.Errorf("%w: apply to the index: %w", errUnknown, err)
+		}
 	}
 	for _, r := range c.pending {
 		r.done <- nil
@@ -266,10 +291,12 @@ func (c *committer) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.open, c.oldest = p, time.Time{}
 	if p.number, err = c.store.packs.number(ctx, p.name); err != nil {
+		p.close()
+		p.reader.Close()
 		return err
 	}
+	c.open, c.oldest = p, time.Time{}
 	c.store.packs.addLocal(p.number, p.reader)
 	return nil
 }

@@ -97,6 +97,9 @@ func decodeRecipe(b []byte) (*recipe, error) {
 		default:
 			d.err = errRecord
 		}
+		if d.err == nil && it.len > packfile.MaxChunk {
+			d.err = errRecord // and serving relies on it
+		}
 		if d.err != nil {
 			return nil, d.err
 		}

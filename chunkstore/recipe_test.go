@@ -75,6 +75,8 @@ func TestRecipeHostile(t *testing.T) {
 		"length":                   "\x01\x00" + id + uvarint(1<<32) + "\x00",
 		"refs":                     "\x01\x00" + id + "\x01" + uvarint(math.MaxUint64) + "\x00",
 		"ref":                      "\x01\x00" + id + "\x01\x01" + uvarint(1<<32),
+		"a chunk too large":        "\x01\x00" + id + uvarint(packfile.MaxChunk+1) + "\x00",
+		"a literal too large":      "\x01\x01" + uvarint(packfile.MaxChunk+1) + "\x00" + string(make([]byte, packfile.MaxChunk+1)),
 		"an empty literal":         "\x01\x01\x00\x00",
 		"literal":                  "\x01\x01" + uvarint(math.MaxUint32) + "\x00x",
 		"spans":                    "\x01\x01\x10" + uvarint(1<<40) + "x",

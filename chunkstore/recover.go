@@ -125,16 +125,19 @@ func (r *recovery) readSpooled(ctx context.Context, name packfile.Name, suffixes
 func (r *recovery) reopen(name packfile.Name) (*openPack, error) {
 	p := &openPack{spool: r.spool, name: name, frames: packfile.HeaderSize}
 	var err error
-	if p.journal, err = os.Open(r.spool.path(name, journalSuffix)); errors.Is(err, os.ErrNotExist) {
-		return p, nil // the crash was before the journal was created
-	} else if err != nil {
-		return nil, err
+	p.journal, err = os.Open(r.spool.path(name, journalSuffix))
+	gone := errors.Is(err, os.ErrNotExist)
+	if err == nil {
+		err = p.replay()
 	}
-	if err := p.replay(); err != nil {
+	if err != nil && !gone {
 		return nil, err
 	}
 	if mark := r.marks[name.String()]; uint64(len(p.entries)) < mark {
 		return nil, fmt.Errorf("journal has %d entries and the index applied %d: %w", len(p.entries), mark, packfile.ErrCorrupt)
+	}
+	if gone {
+		return p, nil // the crash was before the journal was created
 	}
 	if p.file, err = os.OpenFile(r.spool.path(name, framesSuffix), os.O_RDWR, 0); err != nil {
 		if errors.Is(err, os.ErrNotExist) && len(p.entries) == 0 {

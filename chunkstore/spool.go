@@ -3,7 +3,9 @@ package chunkstore
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,12 +73,13 @@ type openPack struct {
 	reader  *os.File
 	journal *os.File
 
-	frames      int64 // end of the frames
-	journalSize int64
-	synced      int64 // end of the frames that are on disk
-	entries     []packfile.Entry
-	written     int // entries that are in the journal
-	commits     int
+	frames    int64 // end of the frames
+	synced    int64 // end of the frames that are on disk
+	entries   []packfile.Entry
+	metadata  int64 // bytes of the entries' commits
+	written   int   // entries that are in the journal, on disk
+	journaled int64 // end of those entries
+	commits   int
 }
 
 // create makes the files of a new pack and puts their names on disk.
@@ -84,6 +87,9 @@ func (s *spool) create() (*openPack, error) {
 	p := &openPack{spool: s, name: s.newName(), frames: packfile.HeaderSize}
 	if err := p.createFiles(); err != nil {
 		p.close()
+		for _, suffix := range []string{framesSuffix, journalSuffix} {
+			os.Remove(s.path(p.name, suffix)) // else recovery does
+		}
 		return nil, fmt.Errorf("create pack %s: %w", p.name, err)
 	}
 	return p, nil
@@ -107,9 +113,11 @@ func (p *openPack) createFiles() (err error) {
 	if _, err := p.file.Write(packfile.Header(p.name)); err != nil {
 		return err
 	}
-	if _, err := p.journal.Write(packfile.JournalHeader(p.name)); err != nil {
+	header := packfile.JournalHeader(p.name)
+	if _, err := p.journal.Write(header); err != nil {
 		return err
 	}
+	p.synced, p.journaled = p.frames, int64(len(header))
 	if err := syncDir(dir); err != nil {
 		return err
 	}
@@ -131,11 +139,11 @@ func (p *openPack) add(e packfile.Entry) {
 	if e.Commit != nil {
 		p.commits++
 	}
-	p.journalSize += int64(len(e.Commit))
+	p.metadata += int64(len(e.Commit))
 }
 
 // size is about how large the pack will be.
-func (p *openPack) size() int64 { return p.frames + p.journalSize }
+func (p *openPack) size() int64 { return p.frames + p.metadata }
 
 func (p *openPack) empty() bool { return p.frames == packfile.HeaderSize && len(p.entries) == 0 }
 
@@ -143,9 +151,8 @@ func (p *openPack) empty() bool { return p.frames == packfile.HeaderSize && len(
 func (p *openPack) write() error {
 	if p.synced < p.frames {
 		if err := p.file.Sync(); err != nil {
-			return fmt.Errorf("sync frames of pack %s: %w", p.name, err)
+			return fmt.Errorf("%w: sync frames of pack %s: %w", errUnknown, p.name, err)
 		}
-		p.synced = p.frames
 	}
 	var b []byte
 	for i := p.written; i < len(p.entries); i++ {
@@ -158,10 +165,35 @@ func (p *openPack) write() error {
 		return fmt.Errorf("write journal of pack %s: %w", p.name, err)
 	}
 	if err := p.journal.Sync(); err != nil {
-		return fmt.Errorf("sync journal of pack %s: %w", p.name, err)
+		return fmt.Errorf("%w: sync journal of pack %s: %w", errUnknown, p.name, err)
 	}
-	p.written = len(p.entries)
+	p.written, p.journaled, p.synced = len(p.entries), p.journaled+int64(len(b)), p.frames
 	return nil
+}
+
+// rollback drops what was added and is not in the journal on disk.
+func (p *openPack) rollback() error {
+	for _, e := range p.entries[p.written:] {
+		p.metadata -= int64(len(e.Commit))
+		if e.Commit != nil {
+			p.commits--
+		}
+	}
+	p.entries = p.entries[:p.written]
+	p.frames = p.synced
+	if err := errors.Join(cut(p.file, p.frames), cut(p.journal, p.journaled)); err != nil {
+		return fmt.Errorf("%w: roll back pack %s: %w", errUnknown, p.name, err)
+	}
+	return nil
+}
+
+// cut shortens f to size bytes, where the next write goes.
+func cut(f *os.File, size int64) error {
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	_, err := f.Seek(size, io.SeekStart)
+	return err
 }
 
 // A sealedPack is a complete pack in the spool.
@@ -173,9 +205,9 @@ type sealedPack struct {
 	entries int
 }
 
-// seal completes the pack. All its entries must be written.
+// seal completes the pack. All its entries must be written. After an error the pack is
+// still open, unless that wraps errUnknown.
 func (p *openPack) seal() (*sealedPack, error) {
-	defer p.close()
 	tail, err := packfile.AppendTail(nil, p.name, p.entries)
 	if err != nil {
 		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
@@ -185,17 +217,16 @@ func (p *openPack) seal() (*sealedPack, error) {
 		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
 	}
 	if err := p.file.Sync(); err != nil {
-		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+		return nil, fmt.Errorf("%w: seal pack %s: %w", errUnknown, p.name, err)
 	}
 	if err := os.Rename(p.file.Name(), path); err != nil {
 		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
+		return nil, fmt.Errorf("%w: seal pack %s: %w", errUnknown, p.name, err)
 	}
-	if err := os.Remove(p.journal.Name()); err != nil {
-		return nil, fmt.Errorf("seal pack %s: %w", p.name, err)
-	}
+	os.Remove(p.journal.Name()) // else recovery does
+	p.close()
 	return &sealedPack{name: p.name, number: p.number, path: path, size: p.frames + int64(len(tail)), entries: len(p.entries)}, nil
 }
 

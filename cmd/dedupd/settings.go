@@ -1,0 +1,223 @@
+package main
+
+import (
+	"cmp"
+	"encoding"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+)
+
+// Settings are everything that can be set. A field's tag is its name: in the TOML file
+// as it stands, as a flag with two dashes before it, and as a variable in upper case,
+// with DEDUPD_ before it and underscores for dashes. Flags go before variables, those
+// before the file, and that before the defaults.
+type Settings struct {
+	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory"`
+	State  string `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
+	Listen List   `toml:"listen" help:"addresses to serve on, host:port"`
+
+	KeyFiles List   `toml:"key-files" help:"files with secret keys, as nix-store --generate-binary-cache-key makes them, that sign uploads; the default is created if it is not there; none for none"`
+	StoreDir string `toml:"store-dir" help:"store directory of a new repository, or what an existing one must have; default /nix/store"`
+	Splitter string `toml:"splitter" help:"how a new repository splits files, or what an existing one must have: rabin or fastcdc; default rabin"`
+
+	Priority  int  `toml:"priority" help:"what clients sort caches by, lowest first; cache.nixos.org has 40"`
+	MassQuery bool `toml:"mass-query" help:"tell clients that they may ask for many paths at once"`
+
+	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
+	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
+	Memory          Bytes    `toml:"memory" help:"memory to stay within; a soft limit"`
+	MaxFile         Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
+	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
+	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
+
+	AccessLog bool       `toml:"access-log" help:"log every request"`
+	LogLevel  slog.Level `toml:"log-level" help:"least important messages to log: debug, info, warn or error"`
+	LogFormat string     `toml:"log-format" help:"format of the log: text or json"`
+}
+
+// defaultSettings returns the defaults. Without a home directory, those that are in it
+// are empty.
+func defaultSettings() *Settings {
+	s := &Settings{
+		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
+		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, MaxFile: 64 << 20,
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), AccessLog: true, LogFormat: "text",
+	}
+	if dir := dataDir(); dir != "" {
+		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
+		s.State = filepath.Join(dir, "state")
+		s.KeyFiles = List{filepath.Join(dir, "key")}
+	}
+	return s
+}
+
+// dataDir is the directory of the defaults, by the rules of the XDG base directories,
+// or "".
+func dataDir() string {
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "dedupd")
+	}
+	if dir, err := os.UserHomeDir(); err == nil && filepath.IsAbs(dir) {
+		return filepath.Join(dir, ".local", "share", "dedupd")
+	}
+	return ""
+}
+
+// validate reports everything that cannot be right.
+func (s *Settings) validate() error {
+	var errs []error
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	need(s.Bucket != "", "bucket is not set, and there is no home directory for the default")
+	need(s.State != "", "state is not set, and there is no home directory for the default")
+	need(len(s.Listen) > 0, "listen is empty")
+	need(s.Splitter == "" || s.Splitter == "rabin" || s.Splitter == "fastcdc", "splitter is %q, not rabin or fastcdc", s.Splitter)
+	need(s.Priority > 0, "priority is %d, not above 0", s.Priority)
+	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
+	need(s.FlushInterval > 0, "flush-interval is not above 0")
+	need(s.Memory >= 64<<20, "memory is %v, below 64MiB", s.Memory)
+	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)
+	need(s.IdleTimeout > 0, "idle-timeout is not above 0")
+	need(s.ShutdownTimeout > 0, "shutdown-timeout is not above 0")
+	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
+	return errors.Join(errs...)
+}
+
+// A field is one of the Settings.
+type field struct {
+	name, help string
+	value      reflect.Value
+}
+
+func (s *Settings) fields() []field {
+	v := reflect.ValueOf(s).Elem()
+	fields := make([]field, v.NumField())
+	for i := range fields {
+		tag := v.Type().Field(i).Tag
+		fields[i] = field{tag.Get("toml"), tag.Get("help"), v.Field(i)}
+	}
+	return fields
+}
+
+func (f *field) variable() string {
+	return "DEDUPD_" + strings.ToUpper(strings.ReplaceAll(f.name, "-", "_"))
+}
+
+// set sets the field to what text means.
+func (f *field) set(text string) (err error) {
+	switch p := f.value.Addr().Interface().(type) {
+	case encoding.TextUnmarshaler:
+		return p.UnmarshalText([]byte(text))
+	case *string:
+		*p = text
+	case *int:
+		*p, err = strconv.Atoi(text)
+	case *bool:
+		*p, err = strconv.ParseBool(text)
+	default:
+		panic("settings: no way to set a " + f.value.Type().String())
+	}
+	return err
+}
+
+// A flagValue is a flag whose text is looked at when everything else is known.
+type flagValue struct {
+	text string
+	typ  string
+}
+
+func (v *flagValue) String() string { return v.text }
+
+func (v *flagValue) Set(s string) error {
+	v.text = s
+	return nil
+}
+
+func (v *flagValue) Type() string { return v.typ }
+
+// addFlags gives cmd flags for the settings with these names, all of them for none, and
+// returns a function that says what is set.
+func addFlags(cmd *cobra.Command, names ...string) func() (*Settings, error) {
+	defaults := defaultSettings()
+	flags := cmd.Flags()
+	config := flags.String("config", "", "file with settings, in TOML (DEDUPD_CONFIG)")
+	for _, f := range defaults.fields() {
+		if len(names) > 0 && !slices.Contains(names, f.name) {
+			continue
+		}
+		typ := strings.ToLower(f.value.Type().Name())
+		flag := flags.VarPF(&flagValue{fmt.Sprint(f.value.Interface()), typ}, f.name, "", f.help+" ("+f.variable()+")")
+		if typ == "bool" {
+			flag.NoOptDefVal = "true"
+		}
+	}
+	return func() (*Settings, error) {
+		s := defaultSettings()
+		if err := s.readFile(cmp.Or(*config, os.Getenv("DEDUPD_CONFIG"))); err != nil {
+			return nil, err
+		}
+		for _, f := range s.fields() {
+			if text, ok := os.LookupEnv(f.variable()); ok {
+				if err := f.set(text); err != nil {
+					return nil, fmt.Errorf("variable %s: %w", f.variable(), err)
+				}
+			}
+			if flag := flags.Lookup(f.name); flag != nil && flag.Changed {
+				if err := f.set(flag.Value.String()); err != nil {
+					return nil, fmt.Errorf("flag --%s: %w", f.name, err)
+				}
+			}
+		}
+		if err := s.validate(); err != nil {
+			return nil, fmt.Errorf("settings: %w", err)
+		}
+		return s, nil
+	}
+}
+
+// readFile sets what the TOML file at path sets; "" is no file. Keys that mean nothing
+// are errors.
+func (s *Settings) readFile(path string) error {
+	if path == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	md, err := toml.Decode(string(text), s)
+	if err != nil {
+		return fmt.Errorf("settings in %s: %w", path, err)
+	}
+	var errs []error
+	for _, key := range md.Undecoded() {
+		errs = append(errs, fmt.Errorf("settings in %s: line %d: there is no setting %q", path, lineOf(string(text), key), key))
+	}
+	return errors.Join(errs...)
+}
+
+// lineOf returns the number of the line that a key, or the table that it is in, is on.
+// The library does not say; where the text is out of the ordinary this is a guess.
+func lineOf(text string, key toml.Key) int {
+	for n, line := range strings.Split(text, "\n") {
+		line = strings.TrimLeft(line, " \t[\"'")
+		if rest, ok := strings.CutPrefix(line, key[0]); ok && strings.TrimLeft(rest, "\"' \t") != rest || ok && strings.IndexAny(rest, "=.]") == 0 {
+			return n + 1
+		}
+	}
+	return 0
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// load returns what the settings are with a file, variables as "NAME=value", and flags.
+func load(t *testing.T, file string, variables []string, flags ...string) (*Settings, error) {
+	t.Helper()
+	t.Setenv("XDG_DATA_HOME", "/data")
+	for _, v := range variables {
+		name, value, _ := strings.Cut(v, "=")
+		t.Setenv(name, value)
+	}
+	if file != "" {
+		path := filepath.Join(t.TempDir(), "dedupd.toml")
+		if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		flags = append(flags, "--config", path)
+	}
+	cmd := &cobra.Command{}
+	get := addFlags(cmd)
+	if err := cmd.ParseFlags(flags); err != nil {
+		return nil, err
+	}
+	return get()
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	s, err := load(t, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := defaultSettings(); !reflect.DeepEqual(s, want) {
+		t.Errorf("got %+v, want %+v", s, want)
+	}
+	if s.Bucket != "file:///data/dedupd/bucket" || s.State != "/data/dedupd/state" {
+		t.Errorf("got defaults %+v", s)
+	}
+}
+
+// TestPrecedence sets every setting in every way.
+func TestPrecedence(t *testing.T) {
+	file := `
+bucket = "file:///toml"
+state = "/toml"
+listen = ["127.0.0.1:1", "[::1]:1"]
+key-files = "none"
+store-dir = "/toml/store"
+splitter = "fastcdc"
+priority = 1
+mass-query = false
+pack-size = 1048576
+flush-interval = "1s"
+memory = "1GiB"
+max-file = "1MiB"
+idle-timeout = "1s"
+shutdown-timeout = "1s"
+access-log = false
+log-level = "warn"
+log-format = "json"
+`
+	want := &Settings{
+		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
+		Priority: 1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
+		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
+	}
+	for _, f := range want.fields() {
+		if !strings.Contains(file, "\n"+f.name+" = ") {
+			t.Errorf("the test does not set %s", f.name)
+		}
+	}
+	s, err := load(t, file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(s, want) {
+		t.Errorf("file: got %+v, want %+v", s, want)
+	}
+	s, err = load(t, file, []string{"DEDUPD_PRIORITY=2", "DEDUPD_MEMORY=2 GiB", "DEDUPD_KEY_FILES=a, b"}, "--priority", "3", "--access-log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Priority, want.Memory, want.KeyFiles, want.AccessLog = 3, 2<<30, List{"a", "b"}, true
+	if !reflect.DeepEqual(s, want) {
+		t.Errorf("got %+v, want %+v", s, want)
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	for _, tt := range []struct {
+		file, variable, flag string
+		says                 string
+	}{
+		{file: "\nbuckt = \"x\"\n", says: `line 2: there is no setting "buckt"`},
+		{file: "state = \"/x\"\n[bucket]\nurl = \"x\"\n", says: "bucket"},
+		{file: "\n\n[gateway]\nport = 1\n", says: `line 3: there is no setting "gateway.port"`},
+		{file: "State = \"/x\"\nBUCKETS = 1", says: `line 2: there is no setting "BUCKETS"`},
+		{file: "priority = \"x\"\n", says: "priority"},
+		{file: "priority = 1\npriority = 2\n", says: "line 2"},
+		{file: "listen = [1]\n", says: "list of strings"},
+		{file: "flush-interval = 30\n", says: "duration"},
+		{file: "= 1", says: "line 1"},
+		{variable: "DEDUPD_PRIORITY=high", says: "DEDUPD_PRIORITY"},
+		{variable: "DEDUPD_CONFIG=/does/not/exist", says: "/does/not/exist"},
+		{flag: "--priority=0", says: "priority"},
+		{flag: "--memory=1MiB", says: "memory"},
+		{flag: "--memory=99999999999GiB", says: "not a size"},
+		{flag: "--memory=-1", says: "not a size"},
+		{flag: "--splitter=x", says: "splitter"},
+		{flag: "--log-level=loud", says: "--log-level"},
+		{flag: "--log-format=xml", says: "log-format"},
+		{flag: "--listen=none", says: "listen"},
+		{flag: "--buckets=x", says: "buckets"},
+		{flag: "--bucket=", says: "bucket is not set"},
+	} {
+		t.Run(tt.says, func(t *testing.T) {
+			var variables, flags []string
+			if tt.variable != "" {
+				variables = []string{tt.variable}
+			}
+			if tt.flag != "" {
+				flags = []string{tt.flag}
+			}
+			s, err := load(t, tt.file, variables, flags...)
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("got %+v, error %v, want one about %q", s, err, tt.says)
+			}
+		})
+	}
+}
+
+// TestEverySettingHasHelp holds the struct to being the reference.
+func TestEverySettingHasHelp(t *testing.T) {
+	cmd := &cobra.Command{}
+	addFlags(cmd)
+	for _, f := range defaultSettings().fields() {
+		flag := cmd.Flags().Lookup(f.name)
+		if f.name == "" || f.help == "" || flag == nil || !strings.Contains(flag.Usage, f.help) || !strings.Contains(flag.Usage, f.variable()) {
+			t.Errorf("setting %q has help %q and flag %+v", f.name, f.help, flag)
+		}
+	}
+}
+
+func TestBytesText(t *testing.T) {
+	for text, want := range map[string]Bytes{"0": 0, "17": 17, "17B": 17, "3KiB": 3072, "2 MiB": 2 << 20, "1GB": 1e9, "32MiB": 32 << 20} {
+		var b, again Bytes
+		if err := b.UnmarshalText([]byte(text)); err != nil || b != want {
+			t.Errorf("%q: got %d (%v), want %d", text, b, err, want)
+		}
+		if err := again.UnmarshalText([]byte(b.String())); err != nil || again != b {
+			t.Errorf("%v is written %q, which is read as %v (%v)", want, b.String(), again, err)
+		}
+	}
+}

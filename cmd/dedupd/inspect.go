@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/gateway"
+)
+
+func statsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "stats",
+		Short: "Say what the store holds and what deduplication won",
+		Args:  cobra.NoArgs,
+	}
+	settings := addInspectFlags(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "write JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		var stats gateway.Stats
+		err = s.inspect(cmd, "/stats", &stats, func(ctx context.Context, store *chunkstore.Store) (err error) {
+			stats.Store, err = store.Stats(ctx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return write(cmd.OutOrStdout(), &stats, *asJSON)
+	}
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check that the store is whole",
+		Long: "Check that every reference leads to something, that every byte of every pack is\n" +
+			"accounted for, and that index and packs agree. The exit status is 1 if not.",
+		Args: cobra.NoArgs,
+	}
+	settings := addInspectFlags(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "write JSON")
+	readData := cmd.Flags().Bool("read-data", false, "read and decode all data, too")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		url := "/check"
+		if *readData {
+			url += "?read-data=1"
+		}
+		report := new(chunkstore.CheckReport)
+		err = s.inspect(cmd, url, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
+			report, err = store.Check(ctx, chunkstore.CheckOptions{ReadData: *readData})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := write(cmd.OutOrStdout(), report, *asJSON); err != nil {
+			return err
+		}
+		if !report.OK() {
+			return fmt.Errorf("check found %d problems", report.ProblemCount)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// addInspectFlags adds the flags of commands that look at a store.
+func addInspectFlags(cmd *cobra.Command) func() (*Settings, error) {
+	return addFlags(cmd, "bucket", "state", "log-level", "log-format")
+}
+
+// inspect calls fn with the store. If a server has it, that one is asked for url instead,
+// and the answer goes into v.
+func (s *Settings) inspect(cmd *cobra.Command, url string, v any, fn func(context.Context, *chunkstore.Store) error) error {
+	ctx := cmd.Context()
+	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil {
+		return fmt.Errorf("there is no store: %w", err)
+	}
+	store, err := s.openStore(ctx, s.logger(cmd.ErrOrStderr()))
+	if errors.Is(err, chunkstore.ErrLocked) {
+		return askServer(ctx, s.State, url, v)
+	}
+	if err != nil {
+		return err
+	}
+	err = fn(ctx, store)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
+	defer cancel()
+	return errors.Join(err, store.Close(ctx))
+}
+
+// askServer asks the server that has the state directory.
+func askServer(ctx context.Context, state, url string, v any) error {
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socketPath(state))
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://dedupd"+url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the process that uses %s: %w", state, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return fmt.Errorf("ask the server: %s: %s", resp.Status, strings.TrimSpace(string(text)))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
+		return fmt.Errorf("ask the server: %w", err)
+	}
+	return nil
+}
+
+// write writes a report for people or for programs.
+func write(w io.Writer, report interface{ WriteText(io.Writer) error }, asJSON bool) error {
+	if !asJSON {
+		return report.WriteText(w)
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(report)
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/gateway"
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve a binary cache",
+		Long: "Serve a binary cache. Without any settings it is kept below $XDG_DATA_HOME/dedupd\n" +
+			"(~/.local/share/dedupd), and a signing key is made there. Uploads are taken from\n" +
+			"this machine only.",
+		Args: cobra.NoArgs,
+	}
+	settings := addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		return serve(cmd.Context(), s, cmd.OutOrStdout(), s.logger(cmd.ErrOrStderr()))
+	}
+	return cmd
+}
+
+func (s *Settings) logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: s.LogLevel}
+	if s.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// serve runs a server until ctx ends.
+func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger) (err error) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// The limit is for what Go knows of. The rest is mapped files and stacks of threads.
+		debug.SetMemoryLimit(int64(s.Memory) / 5 * 4)
+	}
+	keys, err := readKeys(s.KeyFiles)
+	if err != nil {
+		return err
+	}
+	listeners, err := listen(ctx, s.Listen)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+	store, err := s.openStore(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
+		defer cancel()
+		err = errors.Join(err, store.Close(ctx))
+		log.Info("stopped")
+	}()
+	g := gateway.New(store, gateway.Config{
+		Keys: keys, Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
+		IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
+		AccessLog: s.AccessLog, Log: log,
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.Serve(ctx, listeners...) })
+	if admin, err := listenAdmin(s.State); err != nil {
+		log.Warn("stats and check will not work while the server runs", "err", err)
+	} else {
+		group.Go(func() error { return g.ServeAdmin(ctx, admin) })
+	}
+	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
+	advise(stdout, listeners[0].Addr(), keys)
+	return group.Wait()
+}
+
+// openStore opens the store that s names, and makes it if it is not there.
+func (s *Settings) openStore(ctx context.Context, log *slog.Logger) (*chunkstore.Store, error) {
+	if s.Bucket == defaultSettings().Bucket {
+		if err := os.MkdirAll(dataDir(), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	b, err := bucket.Open(ctx, s.Bucket)
+	if err != nil {
+		return nil, err
+	}
+	opts := chunkstore.Options{
+		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), Log: log,
+	}
+	if s.StoreDir != "" || s.Splitter != "" {
+		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))
+	}
+	return chunkstore.Open(ctx, opts)
+}
+
+func listen(ctx context.Context, addrs List) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, addr := range addrs {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+		if err != nil {
+			closeAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close() // again, if they were served
+	}
+}
+
+// socketPath is where a running server answers stats and check.
+func socketPath(state string) string { return filepath.Join(state, "dedupd.sock") }
+
+// listenAdmin listens where only this user can connect. The state directory is locked,
+// so that a socket that is there is an earlier server's.
+func listenAdmin(state string) (net.Listener, error) {
+	path := socketPath(state)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// advise prints how to use the cache.
+func advise(w io.Writer, addr net.Addr, keys []narinfo.PrivateKey) {
+	url := "http://" + clientAddr(addr)
+	fmt.Fprintf(w, "\nTo use this cache, add to nix.conf:\n\n  extra-substituters = %s\n", url)
+	if len(keys) > 0 {
+		fmt.Fprint(w, "  extra-trusted-public-keys =")
+		for _, k := range keys {
+			fmt.Fprintf(w, " %s", k.Public())
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "\nTo fill it, on this machine:\n\n  nix copy --to %s <store path>\n\n", url)
+}
+
+// clientAddr is an address at which clients reach a listener.
+func clientAddr(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return addr.String()
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, fmt.Sprint(tcp.Port))
+}

@@ -14,7 +14,9 @@ import (
 // TestNAR uploads a NAR in every way and gets it in every way.
 func TestNAR(t *testing.T) {
 	s := start(t)
-	for seed, size := range []int{0, 1, 5_000, 900_000} {
+	layouts := map[string]bool{}
+	sizes := []int{0, 1, 5_000, 900_000}
+	for seed, size := range sizes {
 		f := newFixture(t, uint64(seed), size)
 		encoded := zstdEncode(t, f.nar)
 		name := fileName(encoded, ".zst")
@@ -34,6 +36,7 @@ func TestNAR(t *testing.T) {
 		if want := "nar/" + narinfo.EncodeNix32(f.hash[:]) + "-"; !strings.HasPrefix(info.URL, want) || !strings.HasSuffix(info.URL, ".nar.zst") {
 			t.Errorf("got URL %s, want %s<layout>.nar.zst", info.URL, want)
 		}
+		layouts[info.URL[len("nar/")+53:]] = true
 		frames := s.checkBody("/"+info.URL, nil)
 		if uint64(len(frames)) != info.FileSize {
 			t.Errorf("got %d bytes of frames, FileSize says %d", len(frames), info.FileSize)
@@ -53,6 +56,9 @@ func TestNAR(t *testing.T) {
 		if old := s.checkBody("/"+name, nil); !bytes.Equal(gzipDecode(t, old), f.nar) {
 			t.Error("the old name of the gzip file decodes to another NAR")
 		}
+	}
+	if len(layouts) != len(sizes) {
+		t.Errorf("%d NARs have the layouts %v", len(sizes), layouts)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -167,7 +168,9 @@ func (b *bench) serveRepository(ctx context.Context, r repository, splitter stri
 	}
 	args := []string{"serve", "--bucket", "file://" + r.bucket, "--state", r.state, "--listen", addr, "--splitter", splitter}
 	cmd := exec.Command(b.dedupd, append(args, strings.Fields(b.serveFlags)...)...)
-	cmd.Env = append(os.Environ(), "HOME="+r.home, "XDG_DATA_HOME="+r.home)
+	// Settings in the environment are the operator's, not the benchmark's.
+	environ := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DEDUPD_") })
+	cmd.Env = append(environ, "HOME="+r.home, "XDG_DATA_HOME="+r.home)
 	return startChild(ctx, cmd, addr, "/nix-cache-info", r.log, syscall.SIGTERM)
 }
 

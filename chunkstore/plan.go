@@ -136,8 +136,7 @@ func (p *plan) makeLayout() string {
 		}
 		h.Write(b)
 	}
-	var v value
-	h.Sum(v[:0])
+	v := value(h.Sum(nil)[:len(value{})])
 	return string(v.appendSpan(nil, packfile.SpanHash)[:layoutSize])
 }
 

@@ -204,26 +204,33 @@ func (d *Dir) writeTmp(ctx context.Context, tmp string, r io.ReaderAt, size int6
 	return f.Close()
 }
 
+// linkAttempts bounds how often Put makes directories anew that Deletes remove, empty
+// again, under its feet. Each lost attempt is a Delete that got on, so it takes a
+// crowd to lose a few; the bound is for a bucket that has vanished.
+const linkAttempts = 1000
+
 // link gives the file tmp its name too. The answer is ErrExists if an object has it.
 func (d *Dir) link(tmp, name string) error {
-	for attempt := 0; ; attempt++ {
-		if err := d.root.MkdirAll(path.Dir(name), 0o755); err != nil {
-			return err
+	for attempt := 1; ; attempt++ {
+		err := d.root.MkdirAll(path.Dir(name), 0o755)
+		made := err == nil
+		if made {
+			err = d.root.Link(tmp, name)
 		}
-		err := d.root.Link(tmp, name)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, fs.ErrNotExist) && attempt < 10:
-			// Delete removed the directory, empty again, under our feet.
-		case errors.Is(err, fs.ErrExist):
+		case made && errors.Is(err, fs.ErrExist):
 			if info, err := d.root.Lstat(name); err == nil && !info.Mode().IsRegular() {
 				return errors.New("there is something at its place that is no object")
 			}
 			return ErrExists
-		default:
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist):
+			return err
+		case attempt == linkAttempts || d.present() != nil:
 			return err
 		}
+		// MkdirAll says "exists" if the directory went between its two looks.
 	}
 }
 
@@ -232,7 +239,11 @@ func (d *Dir) link(tmp, name string) error {
 // created it a moment ago. Syncing what is clean costs next to nothing.
 func (d *Dir) syncParents(name string) error {
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
-		if err := d.syncDir(dir); err != nil {
+		err := d.syncDir(dir)
+		if absent(err) {
+			err = d.present() // the object is deleted already, and the directory with it
+		}
+		if err != nil {
 			return fmt.Errorf("sync directory: %w", err)
 		}
 		if dir == "." {

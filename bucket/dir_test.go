@@ -127,6 +127,26 @@ func TestDirVanished(t *testing.T) {
 	}
 }
 
+// A file system holds an object or a directory under one name. Neither is harmed.
+func TestDirPutInTheWay(t *testing.T) {
+	b := openDir(t, t.TempDir())
+	for _, c := range []struct{ first, second string }{{"a", "a/b"}, {"a", "a/b/c"}, {"d/e", "d"}, {"d/e/f", "d/e"}} {
+		if err := b.Put(t.Context(), c.first, strings.NewReader("x"), 1); err != nil {
+			t.Fatal(err)
+		}
+		err := b.Put(t.Context(), c.second, strings.NewReader("y"), 1)
+		if err == nil || errors.Is(err, bucket.ErrExists) {
+			t.Errorf("Put(%s) beside %s: got error %v, want another one", c.second, c.first, err)
+		}
+		if _, err := b.Stat(t.Context(), c.first); err != nil {
+			t.Errorf("Stat(%s): %v", c.first, err)
+		}
+		if err := b.Delete(t.Context(), c.first); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What a crash leaves behind is cleared when it is old, and never shows up.
 func TestDirOldTemporaryFiles(t *testing.T) {
 	path := t.TempDir()

@@ -32,6 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 		{"ListStops", testListStops},
 		{"Delete", testDelete},
 		{"DeleteAmidPuts", testDeleteAmidPuts},
+		{"DeleteAmidPutsOfOneKey", testDeleteAmidPutsOfOneKey},
 		{"Cancelled", testCancelled},
 		{"ConcurrentReaders", testConcurrentReaders},
 		{"BadKeys", testBadKeys},
@@ -305,6 +306,26 @@ func testDeleteAmidPuts(t *testing.T, b bucket.Bucket) {
 		})
 	}
 	wg.Wait()
+}
+
+// testDeleteAmidPutsOfOneKey: a Put that meets a Delete has come before or after it.
+func testDeleteAmidPutsOfOneKey(t *testing.T, b bucket.Bucket) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 30 {
+				err := b.Put(t.Context(), "w/x/y", bytes.NewReader([]byte("data")), 4)
+				if err != nil && !errors.Is(err, bucket.ErrExists) {
+					t.Errorf("Put: got error %v, want none or ErrExists", err)
+				}
+				if err := b.Delete(t.Context(), "w/x/y"); err != nil {
+					t.Errorf("Delete: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	wantAbsent(t, b, "w/x/y")
 }
 
 func testCancelled(t *testing.T, b bucket.Bucket) {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 
@@ -329,5 +330,30 @@ func TestBadUploads(t *testing.T) {
 	info.NarSize++
 	if err := s.PutNarInfo(t.Context(), info); !errors.Is(err, ErrBadUpload) {
 		t.Errorf("narinfo with another size: got %v", err)
+	}
+}
+
+// The names of compressed files, and what is known of them.
+func TestCompressedUpload(t *testing.T) {
+	rnd := testSeed(t)
+	s := testStore(t, t.TempDir())
+	b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 500<<10)})
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer enc.Close()
+	file := enc.EncodeAll(b, nil)
+	f, err := s.PutNAR(t.Context(), "nar/x.nar.zst", bytes.NewReader(file), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := File{
+		Name: "nar/x.nar.zst", Content: sha256.Sum256(b), Size: int64(len(b)), NAR: true, Compression: "zstd",
+		FileSize: int64(len(file)), FileHash: sha256.Sum256(file),
+	}
+	got, err := s.File(t.Context(), "nar/x.nar.zst")
+	if err != nil || !reflect.DeepEqual(*f, want) || !reflect.DeepEqual(*got, want) {
+		t.Errorf("got %+v and %+v (%v), want %+v", f, got, err, want)
 	}
 }

@@ -47,6 +47,9 @@ func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept fun
 		return nil, err
 	}
 	defer s.decoding.Release(need)
+	if typ != compression.None { // else it is that of the NAR
+		u.hash = sha256.New()
+	}
 	plain, err := compression.NewReader(typ, u, compression.Limits{MaxMemory: need})
 	if err != nil {
 		return nil, badFile(err)
@@ -60,9 +63,6 @@ func (s *Store) putNAR(ctx context.Context, name string, typ compression.Type, u
 	if typ == compression.Gzip { // its stored mode needs it
 		crc = crc32.NewIEEE()
 		plain = io.TeeReader(plain, crc)
-	}
-	if typ != compression.None { // else it is that of the NAR
-		u.hash = sha256.New()
 	}
 	o, err := s.ingest(ctx, plain, true)
 	if err != nil {

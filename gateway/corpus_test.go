@@ -1,0 +1,102 @@
+package gateway_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/dedupd/dedupd/compression"
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// nixosKey is the key of cache.nixos.org.
+const nixosKey = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
+
+// missing skips the test for want of a part, except in CI, where all are there.
+func missing(t *testing.T, part string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is missing", part)
+	}
+	t.Skipf("%s is missing", part)
+}
+
+// realCaches returns the directories of the real caches that are here, which are beside
+// the checkout or where DEDUPD_CORPUS says.
+func realCaches(t *testing.T) []string {
+	t.Helper()
+	dir := os.Getenv("DEDUPD_CORPUS")
+	if dir == "" {
+		dir = "../../shared/corpus"
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "real", "*", "nix-cache-info"))
+	if err != nil || len(files) == 0 {
+		missing(t, dir+"/real")
+	}
+	for i := range files {
+		files[i] = filepath.Dir(files[i])
+	}
+	return files
+}
+
+// TestRealCaches uploads real caches as they are, and gets every NAR back in every form,
+// with signatures that hold.
+func TestRealCaches(t *testing.T) {
+	key, err := narinfo.ParsePublicKey(nixosKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t)
+	signed := 0
+	for _, dir := range realCaches(t) {
+		files, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := narinfo.Parse(text, storeDir)
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			b, err := os.ReadFile(filepath.Join(dir, want.URL))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.want(200, "PUT", "/"+want.URL, b)
+			s.want(200, "PUT", "/"+filepath.Base(file), text)
+
+			f := &fixture{hash: want.NarHash, path: want.StorePath}
+			got := s.narInfo(f)
+			if got.Fingerprint(storeDir) != want.Fingerprint(storeDir) {
+				t.Errorf("%s: got fingerprint %s, want %s", file, got.Fingerprint(storeDir), want.Fingerprint(storeDir))
+			}
+			if _, ok := got.Verify(storeDir, []narinfo.PublicKey{key}); ok {
+				signed++
+			}
+			plain := s.checkBody(f.plainURL(), nil)
+			if sha256.Sum256(plain) != want.NarHash {
+				t.Errorf("%s: the plain NAR has another hash", file)
+			}
+			if !bytes.Equal(zstdDecode(t, s.checkBody("/"+got.URL, nil)), plain) {
+				t.Errorf("%s: the frames decode to another NAR", file)
+			}
+			old, err := compression.NewReader(compression.Type(want.Compression), bytes.NewReader(s.checkBody("/"+want.URL, nil)), compression.Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(old); err != nil || !bytes.Equal(b, plain) {
+				t.Errorf("%s: the old name decodes to another NAR (%v)", file, err)
+			}
+		}
+	}
+	if signed < 47 {
+		t.Errorf("%d narinfos have a good signature of cache.nixos.org, want 47 at least", signed)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/dedupd/dedupd/narinfo"
@@ -235,5 +236,38 @@ func TestNarNames(t *testing.T) {
 	s.want(409, "PUT", "/nar/my-own.name.zst", zstdEncode(t, newFixture(t, 2, 100).nar))
 	if got := zstdDecode(t, s.want(200, "GET", "/nar/my-own.name.zst", nil).body); !bytes.Equal(got, f.nar) {
 		t.Error("a refused upload changed the file")
+	}
+}
+
+// TestConcurrentUploads has many clients upload the same NAR, in several compressions,
+// and get it as soon as its narinfo is there.
+func TestConcurrentUploads(t *testing.T) {
+	s := start(t)
+	f := newFixture(t, 1, 600_000)
+	forms := map[string][]byte{"none": f.nar, "zstd": zstdEncode(t, f.nar), "gzip": gzipEncode(t, f.nar)}
+	var wg sync.WaitGroup
+	for range 4 {
+		for comp, body := range forms {
+			wg.Go(func() {
+				name := fileName(body, "")
+				s.want(200, "PUT", "/"+name, body)
+				s.want(200, "HEAD", "/"+name, nil)
+				s.want(200, "PUT", f.narInfoURL(), []byte(f.info(name, comp).Text(storeDir)))
+				if got := s.want(200, "GET", "/"+s.narInfo(f).URL, nil); !bytes.Equal(zstdDecode(t, got.body), f.nar) {
+					t.Error("got another NAR")
+				}
+			})
+		}
+	}
+	wg.Wait()
+	stats, err := s.store.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats.NARs != 1 || stats.StorePaths != 1 || stats.UploadedFiles != 3 {
+		t.Errorf("got %+v", stats)
+	}
+	if stats.FrameBytes > stats.ChunkBytes {
+		t.Errorf("stored %d bytes for %d of chunks", stats.FrameBytes, stats.ChunkBytes)
 	}
 }

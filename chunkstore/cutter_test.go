@@ -222,10 +222,10 @@ func TestCutSpanAtBoundary(t *testing.T) {
 		}
 		for _, base := range []string{string(noise), strings.Repeat("\x00", 18<<10)} {
 			end := len(cutObject(t, repo, []region{{base, true, true}}).pieces[0].masked)
-			for _, span := range []string{testPath, testNote("x"), testPath + testPath, strings.Repeat(testNote("y"), 3)} {
+			for _, span := range []string{testPath, testNote("x") + testNote("y")} {
 				for at := end - len(span) - 2; at <= end+2; at++ {
 					regions := []region{{base[:at] + span + base[at:], true, true}}
-					checkSplits(t, repo, regions, [][]int{{at + len(span)/2}, {end - 1, end, end + 1}})
+					checkSplits(t, repo, regions, [][]int{{at + len(span)/2, end}})
 				}
 			}
 		}
@@ -235,7 +235,7 @@ func TestCutSpanAtBoundary(t *testing.T) {
 // TestCutRandomObjects cuts objects as they come from NARs, in random parts.
 func TestCutRandomObjects(t *testing.T) {
 	rnd := testSeed(t)
-	for i := range 60 {
+	for i := range 30 {
 		repo := smallRepository([]string{Rabin, FastCDC}[i%2])
 		var regions []region
 		for range 1 + rnd.IntN(8) {

@@ -88,7 +88,7 @@ func TestSplitIsStateless(t *testing.T) {
 		repo := smallRepository(splitter)
 		used := newTestSplitter(t, repo)
 		b := noise(1<<20, 4)
-		for range 1000 {
+		for range 200 {
 			from := rnd.IntN(len(b))
 			n := 1 + rnd.IntN(min(len(b)-from, 3*repo.MaxSize))
 			if rnd.IntN(3) == 0 {

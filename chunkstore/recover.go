@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -128,7 +129,7 @@ func (r *recovery) reopen(name packfile.Name) (*openPack, error) {
 	p.journal, err = os.Open(r.spool.path(name, journalSuffix))
 	gone := errors.Is(err, os.ErrNotExist)
 	if err == nil {
-		err = p.replay()
+		err = p.replay(r.log)
 	}
 	if err != nil && !gone {
 		return nil, err
@@ -162,7 +163,7 @@ func (r *recovery) reopen(name packfile.Name) (*openPack, error) {
 
 // replay reads the entries of the journal up to the first that is not whole: a write
 // that a crash cut short, which nobody was told of.
-func (p *openPack) replay() error {
+func (p *openPack) replay(log *slog.Logger) error {
 	j, err := packfile.NewJournalReader(p.journal)
 	for err == nil {
 		var e packfile.Entry
@@ -173,7 +174,11 @@ func (p *openPack) replay() error {
 			p.add(e)
 		}
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, packfile.ErrCorrupt) {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, packfile.ErrCorrupt) {
+		log.Warn("journal ends in a write that is not whole; what follows is dropped", "pack", p.name, "entries", len(p.entries), "err", err)
+		err = io.EOF
+	}
+	if err == io.EOF {
 		p.written = len(p.entries)
 		return nil
 	}

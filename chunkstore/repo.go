@@ -79,8 +79,14 @@ func (r Repository) Validate() error {
 	case r.Literal < 0 || r.Literal > r.MinSize:
 		return fmt.Errorf("literal size %d is above the minimum chunk size", r.Literal)
 	}
-	_, err := newSplitter(r)
-	return err
+	s, err := newSplitter(r)
+	if err != nil {
+		return err
+	}
+	if s, ok := s.(*rabin); ok && (s.pol.Deg() != 53 || !s.pol.Irreducible()) {
+		return fmt.Errorf("polynomial %q is not irreducible and of degree 53", r.Polynomial)
+	}
+	return nil
 }
 
 // openRepository returns the settings of the repository in b, which it creates with

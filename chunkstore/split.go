@@ -16,6 +16,7 @@ type splitter interface {
 	cut(b []byte) int
 }
 
+// newSplitter returns a splitter for a repository whose settings are valid.
 func newSplitter(r Repository) (splitter, error) {
 	switch r.Splitter {
 	case Rabin:
@@ -39,9 +40,6 @@ func newRabin(r Repository) (*rabin, error) {
 	var pol chunker.Pol
 	if err := pol.UnmarshalJSON([]byte(`"` + r.Polynomial + `"`)); err != nil {
 		return nil, fmt.Errorf("polynomial %q: %w", r.Polynomial, err)
-	}
-	if pol.Deg() != 53 || !pol.Irreducible() {
-		return nil, fmt.Errorf("polynomial %q is not irreducible and of degree 53", r.Polynomial)
 	}
 	s := &rabin{pol: pol, min: uint(r.MinSize), max: uint(r.MaxSize), bits: r.AverageBits}
 	s.base = chunker.NewBase(pol, chunker.WithBaseBoundaries(s.min, s.max), chunker.WithBaseAverageBits(s.bits))

@@ -135,7 +135,7 @@ func TestSplitHeals(t *testing.T) {
 	}
 }
 
-func TestNewSplitterRejects(t *testing.T) {
+func TestBadSplitterSettings(t *testing.T) {
 	for name, change := range map[string]func(*Repository){
 		"splitter":         func(r *Repository) { r.Splitter = "fixed" },
 		"no polynomial":    func(r *Repository) { r.Polynomial = "" },
@@ -146,7 +146,7 @@ func TestNewSplitterRejects(t *testing.T) {
 	} {
 		r := DefaultRepository(testStoreDir, Rabin)
 		change(&r)
-		if _, err := newSplitter(r); err == nil {
+		if err := r.Validate(); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -106,6 +106,9 @@ func (s *Settings) openStore(ctx context.Context, log *slog.Logger) (*chunkstore
 	}
 	opts := chunkstore.Options{
 		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), Log: log,
+		// Shares of the memory; the rest is for caches of the gateway and the index, for
+		// the buffers of requests, and for garbage.
+		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, PlanCache: int64(s.Memory) / 16,
 	}
 	if s.StoreDir != "" || s.Splitter != "" {
 		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))

@@ -36,7 +36,7 @@ type Settings struct {
 
 	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
 	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
-	Memory          Bytes    `toml:"memory" help:"memory to stay within; a soft limit"`
+	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
 	MaxFile         Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
@@ -89,7 +89,7 @@ func (s *Settings) validate() error {
 	need(s.Priority > 0, "priority is %d, not above 0", s.Priority)
 	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
 	need(s.FlushInterval > 0, "flush-interval is not above 0")
-	need(s.Memory >= 64<<20, "memory is %v, below 64MiB", s.Memory)
+	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)
 	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)
 	need(s.IdleTimeout > 0, "idle-timeout is not above 0")
 	need(s.ShutdownTimeout > 0, "shutdown-timeout is not above 0")

@@ -66,8 +66,8 @@ func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 
 // renderNarInfo makes the narinfo of a path as it is served: with the URL of its NAR as
 // zstd frames. There is no FileHash, which no Nix checks and which nobody has computed.
-// (Up to 2.34, Nix wants one when it writes a narinfo that it has read from here, as
-// "nix store sign" does; it can be told to use the original store.)
+// (Up to 2.34, Nix wants one where it writes a narinfo that it has read, as "nix store
+// sign" does: that has to be done to another store, before the upload.)
 func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoText, error) {
 	info, err := g.store.NarInfo(ctx, hashPart)
 	if err != nil {

@@ -55,16 +55,18 @@ func (r *CheckReport) WriteText(w io.Writer) error {
 	if r.ReadData {
 		how = size(r.BytesRead) + " of frames decoded"
 	}
-	_, err := fmt.Fprintf(w, "%d packs (%s), %d frames (%d unused), %d chunks, %d records, %d store paths, %d objects, %d files: %s\n",
+	b := new(strings.Builder)
+	fmt.Fprintf(b, "%d packs (%s), %d frames (%d unused), %d chunks, %d records, %d store paths, %d objects, %d files: %s\n",
 		r.Packs, size(r.PackBytes), r.Frames, r.DeadFrames, r.Chunks, r.Records, r.StorePaths, r.Objects, r.Files, how)
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "  %s\n", p)
+		fmt.Fprintf(b, "  %s\n", p)
 	}
 	if r.OK() {
-		_, err = fmt.Fprintln(w, "no problems")
+		b.WriteString("no problems\n")
 	} else {
-		_, err = fmt.Fprintf(w, "%d problems\n", r.ProblemCount)
+		fmt.Fprintf(b, "%d problems\n", r.ProblemCount)
 	}
+	_, err := io.WriteString(w, b.String())
 	return err
 }
 

@@ -50,27 +50,25 @@ type finder struct {
 func (m *masker) find(b []byte) finder { return finder{m: m, b: b, path: -1, note: -1} }
 
 func (f *finder) next() (match, bool) {
-	for {
-		if f.path < f.pos {
-			f.path = f.nextPath()
-		}
-		if f.note < f.pos {
-			f.note = f.nextNote()
-		}
-		if f.path == len(f.b) && f.note == len(f.b) {
-			return match{}, false
-		}
-		var mt match
-		if f.path < f.note {
-			at := f.path + len(f.m.prefix)
-			mt = match{f.path, at + packfile.SpanHash + 1, at, packfile.SpanHash}
-		} else {
-			at := f.note + len(buildIDNote)
-			mt = match{f.note, at + packfile.SpanBuildID, at, packfile.SpanBuildID}
-		}
-		f.pos = mt.end
-		return mt, true
+	if f.path < f.pos {
+		f.path = f.nextPath()
 	}
+	if f.note < f.pos {
+		f.note = f.nextNote()
+	}
+	if f.path == len(f.b) && f.note == len(f.b) {
+		return match{}, false
+	}
+	var mt match
+	if f.path < f.note {
+		at := f.path + len(f.m.prefix)
+		mt = match{f.path, at + packfile.SpanHash + 1, at, packfile.SpanHash}
+	} else {
+		at := f.note + len(buildIDNote)
+		mt = match{f.note, at + packfile.SpanBuildID, at, packfile.SpanBuildID}
+	}
+	f.pos = mt.end
+	return mt, true
 }
 
 // nextPath returns where the next whole store path hash with its prefix starts.

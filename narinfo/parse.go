@@ -188,7 +188,7 @@ func checkCA(s string) error {
 			rest = after
 		}
 	default:
-		return fmt.Errorf("%q is neither text: nor fixed:", s)
+		return fmt.Errorf("%q begins neither with text: nor with fixed: as it must", s)
 	}
 	name, digest, ok := strings.Cut(rest, ":")
 	if !ok {

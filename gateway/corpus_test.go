@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -24,79 +25,102 @@ func missing(t *testing.T, part string) {
 	t.Skipf("%s is missing", part)
 }
 
-// realCaches returns the directories of the real caches that are here, which are beside
-// the checkout or where DEDUPD_CORPUS says.
+// realCaches returns the directories of the real caches, which are beside the checkout.
 func realCaches(t *testing.T) []string {
 	t.Helper()
-	dir := os.Getenv("DEDUPD_CORPUS")
-	if dir == "" {
-		dir = "../../shared/corpus"
+	const real = "../../shared/corpus/real"
+	dirs, err := filepath.Glob(real + "/*/nix-cache-info")
+	if err != nil || len(dirs) == 0 {
+		missing(t, real)
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "real", "*", "nix-cache-info"))
-	if err != nil || len(files) == 0 {
-		missing(t, dir+"/real")
+	for i := range dirs {
+		dirs[i] = filepath.Dir(dirs[i])
 	}
-	for i := range files {
-		files[i] = filepath.Dir(files[i])
-	}
-	return files
+	return dirs
 }
 
 // TestRealCaches uploads real caches as they are, and gets every NAR back in every form,
 // with signatures that hold.
 func TestRealCaches(t *testing.T) {
-	key, err := narinfo.ParsePublicKey(nixosKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := start(t)
 	signed := 0
 	for _, dir := range realCaches(t) {
-		files, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := narinfo.Parse(text, storeDir)
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			b, err := os.ReadFile(filepath.Join(dir, want.URL))
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.want(200, "PUT", "/"+want.URL, b)
-			s.want(200, "PUT", "/"+filepath.Base(file), text)
-
-			f := &fixture{hash: want.NarHash, path: want.StorePath}
-			got := s.narInfo(f)
-			if got.Fingerprint(storeDir) != want.Fingerprint(storeDir) {
-				t.Errorf("%s: got fingerprint %s, want %s", file, got.Fingerprint(storeDir), want.Fingerprint(storeDir))
-			}
-			if _, ok := got.Verify(storeDir, []narinfo.PublicKey{key}); ok {
-				signed++
-			}
-			plain := s.checkBody(f.plainURL(), nil)
-			if sha256.Sum256(plain) != want.NarHash {
-				t.Errorf("%s: the plain NAR has another hash", file)
-			}
-			if !bytes.Equal(zstdDecode(t, s.checkBody("/"+got.URL, nil)), plain) {
-				t.Errorf("%s: the frames decode to another NAR", file)
-			}
-			old, err := compression.NewReader(compression.Type(want.Compression), bytes.NewReader(s.checkBody("/"+want.URL, nil)), compression.Limits{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if b, err := io.ReadAll(old); err != nil || !bytes.Equal(b, plain) {
-				t.Errorf("%s: the old name decodes to another NAR (%v)", file, err)
-			}
-		}
+		signed += roundTrip(t, s, dir)
 	}
 	if signed < 47 {
 		t.Errorf("%d narinfos have a good signature of cache.nixos.org, want 47 at least", signed)
 	}
+}
+
+// TestGeneratedCaches does the same with generations of rebuilds.
+func TestGeneratedCaches(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	dir := os.Getenv("DEDUPD_CORPUS")
+	if dir == "" {
+		missing(t, "the generated corpus, which DEDUPD_CORPUS names,")
+	}
+	s := start(t)
+	for i := range 4 {
+		roundTrip(t, s, filepath.Join(dir, fmt.Sprintf("gen%d", i)))
+	}
+}
+
+// roundTrip uploads a cache in a directory, and compares what it gets back. It returns
+// the number of paths that cache.nixos.org has signed.
+func roundTrip(t *testing.T, s *server, dir string) (signed int) {
+	t.Helper()
+	key, err := narinfo.ParsePublicKey(nixosKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s has no narinfos (%v)", dir, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := narinfo.Parse(text, storeDir)
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if _, err := s.store.NarInfo(t.Context(), want.StorePath.HashPart()); err == nil {
+			continue // the generation before had it
+		}
+		b, err := os.ReadFile(filepath.Join(dir, want.URL))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.want(200, "PUT", "/"+want.URL, b)
+		s.want(200, "PUT", "/"+filepath.Base(file), text)
+
+		f := &fixture{hash: want.NarHash, path: want.StorePath}
+		got := s.narInfo(f)
+		if got.Fingerprint(storeDir) != want.Fingerprint(storeDir) {
+			t.Errorf("%s: got fingerprint %s, want %s", file, got.Fingerprint(storeDir), want.Fingerprint(storeDir))
+		}
+		if _, ok := got.Verify(storeDir, []narinfo.PublicKey{key}); ok {
+			signed++
+		}
+		plain := s.checkBody(f.plainURL(), nil)
+		if sha256.Sum256(plain) != want.NarHash {
+			t.Errorf("%s: the plain NAR has another hash", file)
+		}
+		if !bytes.Equal(zstdDecode(t, s.checkBody("/"+got.URL, nil)), plain) {
+			t.Errorf("%s: the frames decode to another NAR", file)
+		}
+		old, err := compression.NewReader(compression.Type(want.Compression), bytes.NewReader(s.checkBody("/"+want.URL, nil)), compression.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(old); err != nil || !bytes.Equal(b, plain) {
+			t.Errorf("%s: the old name decodes to another NAR (%v)", file, err)
+		}
+		old.Close()
+	}
+	return signed
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -68,14 +67,14 @@ func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Li
 // it has cut off.
 type gate struct {
 	mu     sync.RWMutex // held for reading by every request
-	closed atomic.Bool
+	closed bool
 }
 
 func (g *gate) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.RLock()
 		defer g.mu.RUnlock()
-		if g.closed.Load() {
+		if g.closed {
 			panic(http.ErrAbortHandler)
 		}
 		next.ServeHTTP(w, r)
@@ -84,9 +83,9 @@ func (g *gate) handler(next http.Handler) http.Handler {
 
 // close waits for requests that run, and turns away those that come.
 func (g *gate) close() {
-	g.closed.Store(true)
 	g.mu.Lock()
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	g.closed = true
 }
 
 // A stallListener drops clients that do not take what they are sent.

@@ -20,7 +20,15 @@ func TestShutdown(t *testing.T) {
 	s := start(t)
 	f := newFixture(t, 1, 1_000_000)
 	half := len(f.nar) / 2
-	c, r := s.dial(fmt.Sprintf("PUT /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", fileName(f.nar, ""), len(f.nar), f.nar[:half]))
+	c, r := s.dial(fmt.Sprintf("PUT /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", fileName(f.nar, ""), len(f.nar)))
+	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} { // the request is running
+		if line, err := r.ReadString('\n'); line != want {
+			t.Fatalf("got %q (%v), want %q", line, err, want)
+		}
+	}
+	if _, err := c.Write(f.nar[:half]); err != nil {
+		t.Fatal(err)
+	}
 	stopped := make(chan struct{})
 	go func() {
 		s.stop()

@@ -66,26 +66,44 @@ func (a *applier) chunk(ctx context.Context, id packfile.ID) (index.Location, er
 	return l[0], err
 }
 
-// frames adds the frames that lie one after another from offset on in the pack, and
-// returns where they end. A chunk that is known stays where it is.
-func (a *applier) frames(ctx context.Context, pack uint32, offset int64, frames []packfile.FrameInfo) (int64, error) {
+// frames adds the frames that lie one after another from offset on in the pack. A chunk
+// that is in several packs is the one in the pack with the highest name: of a chunk that
+// was damaged and stored again that is the good one.
+func (a *applier) frames(ctx context.Context, number uint32, pack packfile.Name, offset int64, frames []packfile.FrameInfo) error {
 	for _, f := range frames {
 		start := uint32(0)
 		for i, c := range f.Chunks {
-			l := frameLocation(pack, offset, f, i, start)
+			l := frameLocation(number, offset, f, i, start)
 			start += c.Len
-			known, err := a.chunk(ctx, c.ID)
+			better, err := a.better(ctx, pack, c.ID, l)
 			if err != nil {
-				return 0, err
+				return err
 			}
-			if known.Pack == 0 {
+			if better {
 				a.chunks[c.ID] = l
 				a.batch.PutChunk(index.Key(c.ID), l)
 			}
 		}
 		offset += f.Size()
 	}
-	return offset, nil
+	return nil
+}
+
+// better says whether l, which is in pack, is a better place for a chunk than the one
+// that is known.
+func (a *applier) better(ctx context.Context, pack packfile.Name, id packfile.ID, l index.Location) (bool, error) {
+	known, err := a.chunk(ctx, id)
+	if err != nil || known == l {
+		return false, err
+	}
+	if known.Pack != 0 {
+		name, err := a.ix.PackName(ctx, known.Pack)
+		if err != nil || name >= pack.String() {
+			return false, err
+		}
+	}
+	damaged, err := a.damaged(ctx, &damage{pack, l.Offset, id})
+	return !damaged, err
 }
 
 // frameLocation is where the i-th chunk of a frame is, start bytes into what it decodes to.
@@ -125,6 +143,8 @@ func (a *applier) record(ctx context.Context, id commitID, r packfile.Record) er
 		return a.claim(ctx, index.Names, []byte(f.Name), id, r.Body)
 	case packfile.RecordNarInfo:
 		return a.narInfo(ctx, id, r.Body)
+	case packfile.RecordDamage:
+		return a.damage(ctx, id, r.Body)
 	}
 	return fmt.Errorf("unknown: %w", packfile.ErrVersion)
 }

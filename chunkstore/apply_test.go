@@ -56,7 +56,7 @@ func applyPacks(t testing.TB, packs []*packfile.Pack, order []int, atOnce bool) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.frames(ctx, number, packfile.HeaderSize, packs[i].Frames); err != nil {
+		if err := a.frames(ctx, number, packs[i].Name, packfile.HeaderSize, packs[i].Frames); err != nil {
 			t.Fatal(err)
 		}
 		err = packs[i].ForEachCommit(func(n int, c *packfile.Commit) error {

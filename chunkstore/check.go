@@ -29,7 +29,8 @@ type CheckReport struct {
 	Packs      int64 `json:"packs"`
 	PackBytes  int64 `json:"pack_bytes"`
 	Frames     int64 `json:"frames"`
-	DeadFrames int64 `json:"dead_frames"` // stored twice, not used
+	DeadFrames int64 `json:"dead_frames"` // stored twice, or damaged: not used
+	Damaged    int64 `json:"damaged"`     // chunks that are known to be damaged where they are
 	Chunks     int64 `json:"chunks"`
 	Records    int64 `json:"records"`
 	StorePaths int64 `json:"store_paths"`
@@ -228,10 +229,17 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 	for i, chunk := range f.Chunks {
 		want := frameLocation(number, at, f, i, start)
 		start += chunk.Len
+		damaged, err := c.knownDamage(ctx, &damage{pack, uint64(at), chunk.ID})
+		if err != nil {
+			return err
+		}
 		switch l := locs[i]; {
+		case l == want && damaged:
+			c.problem("pack %s: the index uses chunk %s at %d, which is damaged", pack, chunk.ID, at)
 		case l == want:
 			live = true
 			c.used[number]++
+		case damaged:
 		case l.Pack == 0:
 			c.problem("pack %s: chunk %s at %d is not in the index", pack, chunk.ID, at)
 		case l.Pack == number && int64(l.Offset) == at:
@@ -241,10 +249,22 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 	if !live {
 		c.DeadFrames++
 	}
-	if !c.opts.ReadData {
-		return nil
+	if !c.opts.ReadData || !live {
+		return nil // nobody will read what is not used
 	}
 	return c.found(fmt.Sprintf("pack %s, frame at %d", pack, at), c.readFrame(ctx, number, at, f))
+}
+
+// knownDamage counts, and says whether a chunk is known to be damaged where it is.
+func (c *checker) knownDamage(ctx context.Context, d *damage) (bool, error) {
+	_, err := c.snap.Get(ctx, index.Packs, d.key())
+	if errors.Is(err, index.ErrNotFound) {
+		return false, nil
+	}
+	if err == nil {
+		c.Damaged++
+	}
+	return err == nil, err
 }
 
 func (c *checker) readFrame(ctx context.Context, number uint32, at int64, f packfile.FrameInfo) error {
@@ -296,6 +316,12 @@ func (c *checker) checkRecord(ctx context.Context, id commitID, r packfile.Recor
 		return c.checkRow(ctx, index.Names, []byte(f.Name), id, r.Body)
 	case packfile.RecordNarInfo:
 		return c.checkNarInfo(ctx, r.Body)
+	case packfile.RecordDamage:
+		d, err := decodeDamage(r.Body)
+		if err != nil {
+			return err
+		}
+		return c.checkRow(ctx, index.Packs, d.key(), id, nil)
 	}
 	return fmt.Errorf("unknown type: %w", packfile.ErrCorrupt)
 }

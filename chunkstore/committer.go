@@ -168,7 +168,7 @@ func (c *committer) add(ctx context.Context, r *request) error {
 		r.done <- err
 		return nil
 	}
-	if len(records) == 0 {
+	if len(records) == 0 && r.stage.empty() {
 		// What makes the request needless may itself be waiting to be written.
 		c.pending = append(c.pending, r)
 		return nil
@@ -191,6 +191,13 @@ func (c *committer) add(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
+	if len(records) == 0 {
+		// An object that is known, with chunks that were damaged: these are new.
+		if frames != nil {
+			c.added(packfile.Entry{Frames: frames})
+		}
+		return nil
+	}
 	delete(r.relies, c.open.name)
 	commit := packfile.Commit{Time: time.Now().Unix(), Records: records}
 	for name := range r.relies {
@@ -200,11 +207,15 @@ func (c *committer) add(ctx context.Context, r *request) error {
 	if err := c.applier.commit(ctx, newCommitID(c.open.name, c.open.commits), &commit); err != nil {
 		return err
 	}
+	c.added(packfile.Entry{Frames: frames, Commit: commit.Append(nil)})
+	return nil
+}
+
+func (c *committer) added(e packfile.Entry) {
 	if c.oldest.IsZero() {
 		c.oldest = time.Now()
 	}
-	c.open.add(packfile.Entry{Frames: frames, Commit: commit.Append(nil)})
-	return nil
+	c.open.add(e)
 }
 
 // place appends the frames of r that nobody has committed meanwhile. Where the pack is
@@ -242,7 +253,7 @@ func (c *committer) place(ctx context.Context, r *request) ([]packfile.FrameInfo
 				return nil, err
 			}
 		}
-		if _, err := c.applier.frames(ctx, c.open.number, c.open.frames+run.n, []packfile.FrameInfo{f.FrameInfo}); err != nil {
+		if err := c.applier.frames(ctx, c.open.number, c.open.name, c.open.frames+run.n, []packfile.FrameInfo{f.FrameInfo}); err != nil {
 			return nil, err
 		}
 		if err := run.add(c.open, f); err != nil {

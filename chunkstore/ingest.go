@@ -26,7 +26,8 @@ type object struct {
 	recipe  []byte // encoded
 	stage   *stage
 	relies  map[packfile.Name]struct{}
-	deep    bool // deeper than new Nix versions accept
+	deep    bool   // deeper than new Nix versions accept
+	damages uint64 // Store.damages when the first chunk was looked up
 }
 
 func (o *object) close() { o.stage.close() }
@@ -79,7 +80,7 @@ const (
 func (s *Store) ingest(ctx context.Context, r io.Reader, isNAR bool) (*object, error) {
 	in := &ingest{
 		store: s, hash: sha256.New(), tasks: make(chan *task, maxTasks), claimed: map[packfile.ID]bool{},
-		object: &object{stage: &stage{dir: s.staging}, relies: map[packfile.Name]struct{}{}},
+		object: &object{stage: &stage{dir: s.staging}, relies: map[packfile.Name]struct{}{}, damages: s.damages.Load()},
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ahead := newReadAhead(r, &s.buffers)

@@ -19,6 +19,7 @@ import (
 // When PutNarInfo returns nil the commit is on disk and visible.
 func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
 	r := &request{relies: map[packfile.Name]struct{}{}}
+	damages := s.damages.Load()
 	p, err := s.plan(ctx, info.NarHash)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -40,6 +41,9 @@ func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
 		}
 	}
 	r.records = func(ctx context.Context, a *applier) ([]packfile.Record, error) {
+		if s.damages.Load() != damages {
+			return nil, fmt.Errorf("the NAR of %s may have been found damaged just now; try again: %w", info.StorePath, packfile.ErrCorrupt)
+		}
 		return s.narInfoRecords(ctx, a, info, r.relies)
 	}
 	return s.commit(ctx, r)

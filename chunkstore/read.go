@@ -119,7 +119,7 @@ func (r *objectReader) run(ctx context.Context) error {
 				r.read(ctx, next)
 			}()
 		}
-		err := r.writeGroup(cur)
+		err := r.writeGroup(ctx, cur)
 		<-done
 		r.store.buffers.put(cur.buf)
 		if err != nil {
@@ -179,8 +179,11 @@ func (r *objectReader) read(ctx context.Context, g *group) {
 	g.err = r.store.packs.readAt(ctx, g.pack, g.buf, g.off)
 }
 
-func (r *objectReader) writeGroup(g *group) error {
+func (r *objectReader) writeGroup(ctx context.Context, g *group) error {
 	if g.err != nil {
+		if isDamage(g.err) {
+			r.store.noteDamage(ctx, r.plan, g.err)
+		}
 		return g.err
 	}
 	for i := g.first; i < g.last; i++ {
@@ -192,6 +195,9 @@ func (r *objectReader) writeGroup(g *group) error {
 		}
 		b, err := r.piece(pp, stored)
 		if err != nil {
+			if isDamage(err) {
+				r.store.noteDamage(ctx, r.plan, err)
+			}
 			return fmt.Errorf("object %x, piece %d (chunk %s, pack number %d at %d): %w", r.plan.hash, i, pp.id, pp.loc.Pack, pp.loc.Offset, err)
 		}
 		start := r.start(i)

@@ -255,7 +255,7 @@ func (r *recovery) apply(ctx context.Context, name packfile.Name, size int64) er
 	if err != nil {
 		return err
 	}
-	if _, err := r.applier.frames(ctx, number, packfile.HeaderSize, pack.Frames); err != nil {
+	if err := r.applier.frames(ctx, number, name, packfile.HeaderSize, pack.Frames); err != nil {
 		return err
 	}
 	complete := true

@@ -77,6 +77,9 @@ func (s *stage) copyTo(dst *os.File, off, n int64) error {
 	return err
 }
 
+// empty says that there are no new frames.
+func (s *stage) empty() bool { return s == nil || len(s.frames) == 0 }
+
 func (s *stage) close() {
 	if s.file != nil {
 		s.file.Close()

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -98,6 +99,8 @@ type Store struct {
 	memory   *semaphore.Weighted // bytes of Options.PieceMemory
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
 	staging  string
+
+	damages atomic.Uint64 // how often this process has found chunks damaged
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool

@@ -150,6 +150,9 @@ func (s *Store) commitFile(ctx context.Context, f *File, o *object) error {
 	r.records = func(ctx context.Context, a *applier) ([]packfile.Record, error) {
 		var records []packfile.Record
 		if o != nil {
+			if err := a.stillThere(ctx, s, o.damages, o); err != nil {
+				return nil, err
+			}
 			if err := a.addNew(ctx, &records, r.relies, index.Recipes, o.content.recipe[:], packfile.RecordRecipe, o.recipe); err != nil {
 				return nil, err
 			}

@@ -102,6 +102,7 @@ const (
 	RecordContent RecordType = 2 // a NAR or other object: its hash, recipe and span values
 	RecordNarInfo RecordType = 3 // the narinfo of one store path
 	RecordName    RecordType = 4 // the name of an uploaded file
+	RecordDamage  RecordType = 5 // a chunk that is not where it should be
 )
 
 // Record is one piece of metadata. Its body belongs to whoever wrote it; this package

@@ -22,8 +22,8 @@ func (s *Stats) WriteText(w io.Writer) error {
 	if err := s.Store.WriteText(w); err != nil || s.Served == nil || s.Served.NARBytes == 0 {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nsince the server was started, %d bytes were sent for %d bytes of NARs: %.3f\n",
-		s.Served.Bytes, s.Served.NARBytes, float64(s.Served.Bytes)/float64(s.Served.NARBytes))
+	sent, of := float64(s.Served.Bytes), float64(s.Served.NARBytes)
+	_, err := fmt.Fprintf(w, "\nsince the server was started, %.1f MB were sent for %.1f MB of NARs: %.2f bytes for each byte\n", sent/1e6, of/1e6, sent/of)
 	return err
 }
 

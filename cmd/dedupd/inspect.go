@@ -67,7 +67,7 @@ func checkCommand() *cobra.Command {
 		}
 		report := new(chunkstore.CheckReport)
 		err = s.inspect(cmd, url, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
-			report, err = store.Check(ctx, chunkstore.CheckOptions{ReadData: *readData})
+			report, err = store.Check(ctx, chunkstore.CheckOptions{ReadData: *readData, Progress: packProgress(cmd.ErrOrStderr())})
 			return err
 		})
 		if err != nil {
@@ -82,6 +82,25 @@ func checkCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// packProgress returns a function that shows how many packs are done, nil if w is no
+// terminal.
+func packProgress(w io.Writer) func(done, total int) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return nil
+	}
+	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return nil
+	}
+	return func(done, total int) {
+		end := "\r"
+		if done == total {
+			end = "\n"
+		}
+		fmt.Fprintf(w, "\r%d of %d packs%s", done, total, end)
+	}
 }
 
 // addInspectFlags adds the flags of commands that look at a store.

@@ -138,6 +138,8 @@ func openBolt(path string, o Options) (*Bolt, error) {
 	return b, nil
 }
 
+// openDB opens the file. The list of free pages is stored: without it writing was
+// 1 to 18 % faster (4 M chunks), but opening would read every page of the file.
 func openDB(path string, o Options) (*bbolt.DB, error) {
 	db, err := bbolt.Open(path, 0o644, &bbolt.Options{
 		Timeout:         o.LockTimeout,

@@ -51,10 +51,7 @@ func apply(t testing.TB, b *Bolt, change func(*Batch)) {
 }
 
 // key and loc are the n-th of a fixed series.
-func key(n int) (k Key) {
-	rand.NewChaCha8([32]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)}).Read(k[:])
-	return k
-}
+func key(n int) Key { return benchKeys(uint64(n) + 1000)() }
 
 func loc(n int) Location {
 	return Location{Pack: uint32(n + 1), Offset: uint64(n), Payload: 7, Kind: 2, CRC: uint32(n), Chunks: 1, Len: uint32(n)}
@@ -195,12 +192,13 @@ func (m *model) checkStats(t *testing.T, s Stats) {
 func TestBoltModel(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			path := filepath.Join(t.TempDir(), "index")
 			o := Options{Memtable: 1 << (9 + 2*seed)}
 			b := open(t, path, o)
 			m := newModel()
-			for range 250 {
+			for range 150 {
 				switch rnd.IntN(30) {
 				case 0:
 					must(t, b.Flush(t.Context()))

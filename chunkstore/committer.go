@@ -135,7 +135,9 @@ func (c *committer) fail(err error) {
 	c.applier.reset()
 	if c.open != nil && !errors.Is(err, errUnknown) {
 		err = errors.Join(err, c.open.rollback())
-		c.oldest = time.Now() // seal it later
+		if c.oldest = (time.Time{}); len(c.open.entries) > 0 {
+			c.oldest = time.Now() // seal it later
+		}
 	}
 	if errors.Is(err, errUnknown) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
@@ -314,7 +316,7 @@ func (c *committer) begin(ctx context.Context) error {
 
 // seal completes the open pack and hands it to the uploader.
 func (c *committer) seal(ctx context.Context) error {
-	if c.open == nil {
+	if c.open == nil || len(c.open.entries) == 0 {
 		return nil
 	}
 	sealed, err := c.open.seal()

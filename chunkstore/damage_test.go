@@ -107,6 +107,45 @@ func TestDamageIsHealed(t *testing.T) {
 	check(testStore(t, dir))
 }
 
+// A path whose NAR is damaged takes another NAR, as of a build that is not reproducible.
+func TestDamagedPathTakesAnotherNAR(t *testing.T) {
+	dir := t.TempDir()
+	s, b := damagedStore(t, dir, func(path string) error { return flip(path, 400<<10) })
+	first := testNarInfo(t, sha256.Sum256(b), len(b))
+	put := func(b []byte) Hash {
+		t.Helper()
+		hash := putNAR(t, s, b)
+		info := testNarInfo(t, hash, len(b))
+		info.StorePath = first.StorePath
+		if err := s.PutNarInfo(t.Context(), info); err != nil {
+			t.Fatal(err)
+		}
+		return hash
+	}
+	served := func() Hash {
+		t.Helper()
+		info, err := s.NarInfo(t.Context(), first.StorePath.HashPart())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.NarHash
+	}
+	rnd := testSeed(t)
+	put(makeNAR(t, testFile{name: "other", data: randomData(rnd, 5000)}))
+	if served() != first.NarHash {
+		t.Error("a whole NAR was replaced")
+	}
+	checkDamaged(t, s, b)
+	second := put(makeNAR(t, testFile{name: "another", data: randomData(rnd, 5000)}))
+	if served() != second {
+		t.Error("a damaged NAR was not replaced")
+	}
+	putNAR(t, s, b)
+	if served() != first.NarHash {
+		t.Error("the healed NAR is not the first any more")
+	}
+}
+
 // A pack that is gone from the bucket is damage too.
 func TestLostPackIsHealed(t *testing.T) {
 	dir := t.TempDir()

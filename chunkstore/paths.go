@@ -14,7 +14,7 @@ import (
 // PutNarInfo commits the narinfo of a store path. Its NAR must be in the store, by the
 // NarHash, with the same size; if it is not, the error wraps ErrBadUpload. If the path
 // has a narinfo already that says the same, the signatures are merged; if one that says
-// something else, the first stays the one that is served.
+// something else, that one stays, unless its NAR is damaged.
 //
 // When PutNarInfo returns nil the commit is on disk and visible.
 func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
@@ -75,10 +75,19 @@ func (s *Store) narInfoRecords(ctx context.Context, a *applier, info *narinfo.Na
 		return nil, err
 	}
 	for _, v := range vs {
-		if v.info.Fingerprint(s.repo.StoreDir) != info.Fingerprint(s.repo.StoreDir) {
-			s.log.Warn("path has another narinfo already; the first stays", "path", info.StorePath, "kept", hashText(vs[0].info.NarHash), "new", hashText(info.NarHash))
-		} else if hasSigs(v.info, info.Sigs) {
+		if v.info.Fingerprint(s.repo.StoreDir) == info.Fingerprint(s.repo.StoreDir) {
+			if hasSigs(v.info, info.Sigs) {
+				return nil, nil
+			}
+			break
+		}
+		_, err := s.plan(ctx, v.info.NarHash)
+		if err == nil {
+			s.log.Warn("path has another narinfo already, which stays", "path", info.StorePath, "kept", hashText(v.info.NarHash), "new", hashText(info.NarHash))
 			return nil, nil
+		}
+		if !errors.Is(err, packfile.ErrCorrupt) && !errors.Is(err, ErrNotFound) {
+			return nil, err
 		}
 	}
 	return []packfile.Record{{Type: packfile.RecordNarInfo, Body: info.Append(nil, s.repo.StoreDir)}}, nil
@@ -98,8 +107,8 @@ func hasSigs(info *narinfo.NarInfo, sigs []narinfo.Signature) bool {
 }
 
 // NarInfo returns the narinfo of the path with a hash part as it was uploaded: URL,
-// Compression and the file's fields are those of the upload. The error wraps
-// ErrNotFound if there is none.
+// Compression and the file's fields are those of the upload. If there are several, it is
+// the first whose NAR is whole. The error wraps ErrNotFound if there is none.
 func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
 	row, err := s.ix.Get(ctx, index.Paths, []byte(hashPart))
 	if errors.Is(err, index.ErrNotFound) {
@@ -110,6 +119,16 @@ func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo,
 	vs, err := decodeVariants(row, s.repo.StoreDir)
 	if err != nil || len(vs) == 0 {
 		return nil, fmt.Errorf("path %s: %w: %w", hashPart, packfile.ErrCorrupt, err)
+	}
+	for _, v := range vs {
+		if len(vs) == 1 {
+			break
+		}
+		if _, err := s.plan(ctx, v.info.NarHash); err == nil {
+			return v.info, nil
+		} else if !errors.Is(err, packfile.ErrCorrupt) && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
 	}
 	return vs[0].info, nil
 }

@@ -90,8 +90,9 @@ func (r Repository) Validate() error {
 }
 
 // openRepository returns the settings of the repository in b, which it creates with
-// those of want if b has none. It is an error if they differ, unless want is zero.
-func openRepository(ctx context.Context, b bucket.Bucket, want Repository) (Repository, error) {
+// those of want if b has none and create is set. It is an error if they differ, unless
+// want is zero.
+func openRepository(ctx context.Context, b bucket.Bucket, want Repository, create bool) (Repository, error) {
 	anything := want == Repository{}
 	if anything {
 		want = DefaultRepository(DefaultStoreDir, Rabin)
@@ -100,6 +101,9 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository) (Repo
 		return Repository{}, err
 	}
 	have, err := readRepository(ctx, b)
+	if errors.Is(err, bucket.ErrNotFound) && !create {
+		return Repository{}, fmt.Errorf("there is no repository in %s, and the state directory belongs to one: is this the right bucket?", b)
+	}
 	if errors.Is(err, bucket.ErrNotFound) {
 		data, _ := json.MarshalIndent(want, "", "  ")
 		data = append(data, '\n')

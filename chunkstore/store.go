@@ -128,9 +128,6 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if s.lock, err = lockState(opts.State); err != nil {
 		return nil, err
 	}
-	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository); err != nil {
-		return nil, err
-	}
 	if s.spool, err = newSpool(filepath.Join(opts.State, "spool")); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
@@ -139,6 +136,15 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("index: %w", err)
 	}
 	s.ix = ix
+	marks, err := ix.Marks(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	// With packs in the index a bucket without a repository is the wrong one, or a disk
+	// that is not mounted.
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, len(marks) == 0); err != nil {
+		return nil, err
+	}
 	if err := s.makeCodecs(); err != nil {
 		return nil, err
 	}

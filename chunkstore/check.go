@@ -20,55 +20,12 @@ type CheckOptions struct {
 	// ReadData reads and decodes every frame and computes every chunk's ID, instead of
 	// the metadata alone.
 	ReadData bool
+	// Repair writes down, durably, which chunks were found damaged, so that the next
+	// upload brings them back, and moves what a pack without a directory still has to
+	// another. It takes ReadData with it.
+	Repair bool
 	// Progress, if it is not nil, is called now and then with the packs that are done.
 	Progress func(done, total int)
-}
-
-// CheckReport says what a check has looked at and found.
-type CheckReport struct {
-	Packs      int64 `json:"packs"`
-	PackBytes  int64 `json:"pack_bytes"`
-	Frames     int64 `json:"frames"`
-	DeadFrames int64 `json:"dead_frames"` // stored twice, or damaged: not used
-	Damaged    int64 `json:"damaged"`     // chunks that are known to be damaged where they are
-	Chunks     int64 `json:"chunks"`
-	Records    int64 `json:"records"`
-	StorePaths int64 `json:"store_paths"`
-	Objects    int64 `json:"objects"` // NARs and large files
-	Files      int64 `json:"files"`
-	BytesRead  int64 `json:"bytes_read"` // of frames, with ReadData
-	ReadData   bool  `json:"read_data"`
-
-	// ProblemCount is the number of problems; Problems describes the first of them.
-	ProblemCount int64    `json:"problem_count"`
-	Problems     []string `json:"problems"`
-}
-
-// maxProblems is the number of problems that a report describes.
-const maxProblems = 1000
-
-// OK says that nothing is wrong.
-func (r *CheckReport) OK() bool { return r.ProblemCount == 0 }
-
-// WriteText writes the report for people.
-func (r *CheckReport) WriteText(w io.Writer) error {
-	how := "metadata only"
-	if r.ReadData {
-		how = size(r.BytesRead) + " of frames decoded"
-	}
-	b := new(strings.Builder)
-	fmt.Fprintf(b, "%d packs (%s), %d frames (%d unused), %d chunks, %d records, %d store paths, %d objects, %d files: %s\n",
-		r.Packs, size(r.PackBytes), r.Frames, r.DeadFrames, r.Chunks, r.Records, r.StorePaths, r.Objects, r.Files, how)
-	for _, p := range r.Problems {
-		fmt.Fprintf(b, "  %s\n", p)
-	}
-	if r.OK() {
-		b.WriteString("no problems\n")
-	} else {
-		fmt.Fprintf(b, "%d problems\n", r.ProblemCount)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 // A checker compares packs and index, as they are at one moment between two commits.
@@ -79,8 +36,13 @@ type checker struct {
 	packs map[packfile.Name]bool // that the index has applied
 	open  *openPack              // as it was at that moment, nil for none
 	used  map[uint32]int64       // chunks that the index has in each pack, as counted from the packs
-	dec   *packfile.Decoder
-	buf   []byte
+
+	frames     *frameReader
+	known      *knownDamages
+	bad        map[packfile.ID]*damage // what this check found, of what the index uses
+	gone       map[uint32]*gonePack    // by their numbers, but for those that are known to be
+	absent     map[Hash]bool           // objects that cannot be served: true if that is known
+	repairable int64                   // problems
 	CheckReport
 }
 
@@ -89,10 +51,14 @@ type checker struct {
 // what they add is not looked at. The error is about the check itself; what it finds is
 // in the report.
 func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, error) {
-	c := &checker{store: s, opts: opts, packs: map[packfile.Name]bool{}, used: map[uint32]int64{}}
-	c.ReadData, c.Problems = opts.ReadData, []string{}
+	opts.ReadData = opts.ReadData || opts.Repair
+	c := &checker{
+		store: s, opts: opts, packs: map[packfile.Name]bool{}, used: map[uint32]int64{},
+		bad: map[packfile.ID]*damage{}, gone: map[uint32]*gonePack{}, absent: map[Hash]bool{},
+	}
+	c.ReadData, c.Problems, c.AffectedPaths, c.AffectedFiles = opts.ReadData, []string{}, []string{}, []string{}
 	var err error
-	if c.dec, err = packfile.NewDecoder(); err != nil {
+	if c.frames, err = newFrameReader(s.packs); err != nil {
 		return nil, err
 	}
 	err = s.commit(ctx, &request{inspect: func(open *openPack) (err error) {
@@ -108,7 +74,13 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, err
 		return nil, fmt.Errorf("check: %w", err)
 	}
 	defer c.snap.Close()
-	for _, step := range []func(context.Context) error{c.checkPacks, c.checkChunks, c.checkPaths, c.checkNames, c.checkContents, c.checkBucket} {
+	steps := []func(context.Context) error{
+		c.checkPacks, c.checkChunks, c.checkGone, c.checkContents, c.checkPaths, c.checkNames, c.checkBucket,
+	}
+	if opts.Repair {
+		steps = append(steps, c.repair)
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("check: %w", err)
 		}
@@ -133,7 +105,17 @@ func (c *checker) found(what string, err error) error {
 	return err
 }
 
-func (c *checker) checkPacks(ctx context.Context) error {
+// damageFound is found for a problem that repairing deals with.
+func (c *checker) damageFound(what string, err error) {
+	c.problem("%s: %v", what, err)
+	c.repairable++
+}
+
+func (c *checker) checkPacks(ctx context.Context) (err error) {
+	if c.known, err = readDamages(ctx, c.snap); err != nil {
+		return err
+	}
+	c.Damaged, c.LostPacks = int64(len(c.known.places)), int64(len(c.known.packs))
 	marks := c.snap.Marks()
 	var names []packfile.Name
 	for text := range marks {
@@ -159,6 +141,9 @@ func (c *checker) checkPacks(ctx context.Context) error {
 }
 
 func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64) error {
+	if c.known.packs[name] {
+		return nil
+	}
 	number, err := c.store.packs.number(ctx, name)
 	if err != nil {
 		return err
@@ -167,12 +152,15 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 	if c.open != nil && c.open.name == name {
 		return c.checkOpen(ctx, number)
 	}
-	size, err := c.store.packs.size(ctx, number)
-	if err != nil {
-		return err
+	pack, size, err := c.store.readPack(ctx, name, number)
+	if isDamage(err) {
+		pack, size, err = c.store.readPack(ctx, name, number)
 	}
-	pack, err := packfile.Read(name, packReader{ctx, c.store.packs, number}, size)
-	if err != nil {
+	if isDamage(err) {
+		c.damageFound("pack "+name.String(), err)
+		c.gone[number] = &gonePack{name: name, missing: errors.Is(err, bucket.ErrNotFound)}
+		return nil
+	} else if err != nil {
 		return err
 	}
 	c.PackBytes += size
@@ -229,10 +217,7 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 	for i, chunk := range f.Chunks {
 		want := frameLocation(number, at, f, i, start)
 		start += chunk.Len
-		damaged, err := c.knownDamage(ctx, &damage{pack, uint64(at), chunk.ID})
-		if err != nil {
-			return err
-		}
+		damaged := c.known.places[damage{pack, uint64(at), chunk.ID}]
 		switch l := locs[i]; {
 		case l == want && damaged:
 			c.problem("pack %s: the index uses chunk %s at %d, which is damaged", pack, chunk.ID, at)
@@ -252,32 +237,18 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 	if !c.opts.ReadData || !live {
 		return nil // nobody will read what is not used
 	}
-	return c.found(fmt.Sprintf("pack %s, frame at %d", pack, at), c.readFrame(ctx, number, at, f))
-}
-
-// knownDamage counts, and says whether a chunk is known to be damaged where it is.
-func (c *checker) knownDamage(ctx context.Context, d *damage) (bool, error) {
-	_, err := c.snap.Get(ctx, index.Packs, d.key())
-	if errors.Is(err, index.ErrNotFound) {
-		return false, nil
-	}
-	if err == nil {
-		c.Damaged++
-	}
-	return err == nil, err
-}
-
-func (c *checker) readFrame(ctx context.Context, number uint32, at int64, f packfile.FrameInfo) error {
-	c.buf = slices.Grow(c.buf[:0], int(f.Size()))[:f.Size()]
-	if err := c.store.packs.readAt(ctx, number, c.buf, at); err != nil {
+	err := c.frames.verify(ctx, number, at, f)
+	if !isDamage(err) {
+		c.BytesRead += f.Size()
 		return err
 	}
-	c.BytesRead += f.Size()
-	v, err := packfile.ParseFrame(f.Kind, len(f.Chunks), c.buf, f.Prefix, f.CRC)
-	if err != nil {
-		return err
+	c.damageFound(fmt.Sprintf("pack %s, frame at %d", pack, at), err)
+	for i, chunk := range f.Chunks {
+		if locs[i].Pack == number && int64(locs[i].Offset) == at {
+			c.bad[chunk.ID] = &damage{pack, uint64(at), chunk.ID}
+		}
 	}
-	return c.dec.Verify(&v, f.Chunks)
+	return nil
 }
 
 // checkCommit compares what a commit says with the index.
@@ -363,8 +334,12 @@ func (c *checker) checkNarInfo(ctx context.Context, text []byte) error {
 // checkChunks finds chunks that the index has where no pack has them.
 func (c *checker) checkChunks(ctx context.Context) error {
 	have := map[uint32]int64{}
-	err := c.snap.ForEachChunk(ctx, func(_ index.Key, l index.Location) error {
+	err := c.snap.ForEachChunk(ctx, func(id index.Key, l index.Location) error {
 		c.Chunks++
+		if g := c.gone[l.Pack]; g != nil {
+			g.chunks = append(g.chunks, placedChunk{packfile.ID(id), l})
+			return nil
+		}
 		have[l.Pack]++
 		return nil
 	})
@@ -388,8 +363,27 @@ func (c *checker) checkPaths(ctx context.Context) error {
 				err = c.checkContent(ctx, v.info.NarHash, int64(v.info.NarSize), true)
 			}
 		}
+		if err == nil {
+			c.countAffected(vs)
+		}
 		return c.found(fmt.Sprintf("path %s", key), err)
 	})
+}
+
+// countAffected looks whether a path has a NAR that can be served.
+func (c *checker) countAffected(vs []variant) {
+	absent := true
+	for _, v := range vs {
+		known, ok := c.absent[v.info.NarHash]
+		if !ok {
+			return
+		}
+		absent = absent && known
+	}
+	affected(&c.AffectedPaths, &c.AffectedPathCount, vs[0].info.StorePath.Path(c.store.repo.StoreDir))
+	if absent {
+		c.AbsentPaths++
+	}
 }
 
 func (c *checker) checkNames(ctx context.Context) error {
@@ -399,6 +393,12 @@ func (c *checker) checkNames(ctx context.Context) error {
 		f, err := decodeFile(body)
 		if err == nil && f.inline == nil {
 			err = c.checkContent(ctx, f.Content, f.Size, f.NAR)
+			if known, ok := c.absent[f.Content]; ok && !f.NAR {
+				affected(&c.AffectedFiles, &c.AffectedFileCount, f.Name)
+				if known {
+					c.AbsentFiles++
+				}
+			}
 		}
 		return c.found(fmt.Sprintf("file %s", key), err)
 	})
@@ -424,10 +424,24 @@ func (c *checker) checkContents(ctx context.Context) error {
 		_, body := splitRow(row)
 		o, err := decodeContent(body)
 		if err == nil {
-			_, err = makePlan(ctx, c.snap, o)
+			err = c.checkObject(ctx, o)
 		}
 		return c.found(fmt.Sprintf("object %x", key), err)
 	})
+}
+
+func (c *checker) checkObject(ctx context.Context, o *content) error {
+	known, found, err := c.unreadable(ctx, o)
+	if err != nil {
+		return err
+	}
+	if known || found {
+		c.absent[o.hash] = known
+	}
+	if !known {
+		_, err = makePlan(ctx, c.snap, o)
+	}
+	return err
 }
 
 // checkBucket finds packs that the index does not know, and what is no pack.

@@ -1,0 +1,190 @@
+package chunkstore
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// onePack returns the path of the one pack in the bucket, and what its parts are.
+func onePack(t *testing.T, dir string) (string, *packfile.Pack, []byte) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "bucket", "packs", "*", "*.pack"))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("%d packs (%v)", len(paths), err)
+	}
+	b, err := os.ReadFile(paths[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rel, _ := filepath.Rel(filepath.Join(dir, "bucket", "packs"), paths[0])
+	name, err := packfile.ParseName(strings.TrimSuffix(filepath.ToSlash(rel), packSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := packfile.Read(name, bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths[0], p, b
+}
+
+// mustCheck runs a check.
+func mustCheck(t *testing.T, s *Store, opts CheckOptions) *CheckReport {
+	t.Helper()
+	r, err := s.Check(t.Context(), opts)
+	if err != nil {
+		t.Fatalf("check: %v", err)
+	}
+	return r
+}
+
+// neverWrong reads an object, which may fail, but not with a wrong byte.
+func neverWrong(t *testing.T, s *Store, want []byte) {
+	t.Helper()
+	o, err := s.Object(t.Context(), sha256.Sum256(want))
+	if errors.Is(err, packfile.ErrCorrupt) {
+		return
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := o.WritePlain(t.Context(), &got, 0, o.Size()); err == nil && got.Len() != len(want) || !bytes.HasPrefix(want, got.Bytes()) {
+		t.Fatalf("got %d bytes (%v) of %d, or others", got.Len(), err, len(want))
+	}
+}
+
+// Whatever part of a pack is damaged: a check finds it, repairing leaves a store that a
+// check has no complaint about, and what was lost can be uploaded again, for good.
+func TestRepair(t *testing.T) {
+	type place struct {
+		name  string
+		off   int64
+		frame bool
+	}
+	dir := t.TempDir()
+	rnd := testSeed(t)
+	s := testStore(t, dir)
+	var nars [][]byte
+	for i := range 3 {
+		b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 300<<10)}, testFile{name: "b", data: fmt.Append(nil, i)})
+		putNAR(t, s, b)
+		nars = append(nars, b)
+	}
+	if _, err := s.PutFile(t.Context(), "log/x", bytes.NewReader(randomData(rnd, 20<<10))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, pack, b := onePack(t, dir)
+	end := int64(len(b))
+	trailer, err := packfile.ParseTrailer(b[end-packfile.TrailerSize:], end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	places := []place{{"header", 3, false}, {"header sum", 45, false}}
+	for i, f := range pack.Frames {
+		places = append(places, place{fmt.Sprint("start of frame ", i), pack.Offsets[i], true})
+		places = append(places, place{fmt.Sprint("end of frame ", i), pack.Offsets[i] + f.Size() - 1, true})
+	}
+	places = append(places, place{"records", trailer.Records + 20, false}, place{"directory", trailer.Directory + 9, false},
+		place{"trailer", end - packfile.TrailerSize, false}, place{"last byte", end - 1, false})
+	for _, p := range places {
+		t.Run(p.name, func(t *testing.T) {
+			dir := copyDir(t, dir)
+			s, err := openStore(t, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path, _, _ := onePack(t, dir)
+			if err := flip(path, p.off); err != nil {
+				t.Fatal(err)
+			}
+			dry := mustCheck(t, s, CheckOptions{ReadData: true})
+			if dry.OK() || dry.ProblemCount != 1 || dry.AbsentPaths != 0 || p.frame != (dry.AffectedPathCount+dry.AffectedFileCount > 0) {
+				t.Errorf("check: got %+v", dry)
+			}
+			done := mustCheck(t, s, CheckOptions{Repair: true})
+			if !done.OK() || done.Repaired != 1 || !slices.Equal(done.AffectedPaths, dry.AffectedPaths) || p.frame != (done.Marked == 1) {
+				t.Errorf("repair: got %+v, and by the check %q", done, dry.AffectedPaths)
+			}
+			again := checkStore(t, s)
+			if again.AbsentPaths != dry.AffectedPathCount || !slices.Equal(again.AffectedPaths, dry.AffectedPaths) ||
+				again.AbsentFiles != dry.AffectedFileCount || !p.frame && again.LostPacks != 1 {
+				t.Errorf("check of the repaired store: got %+v, want the paths %q", again, dry.AffectedPaths)
+			}
+			var text strings.Builder
+			if err := again.WriteText(&text); err != nil || !strings.Contains(text.String(), "no problems") {
+				t.Errorf("text: %v\n%s", err, text.String())
+			}
+			for _, b := range nars {
+				neverWrong(t, s, b)
+				if !p.frame {
+					checkNAR(t, s, rnd, b) // it was moved
+				}
+			}
+			if st, err := s.Stats(t.Context()); err != nil || st.AbsentObjects != again.AbsentPaths+again.AbsentFiles {
+				t.Errorf("stats of %d absent: got %+v, %v", again.AbsentPaths+again.AbsentFiles, st, err)
+			}
+			for _, b := range nars {
+				putNAR(t, s, b)
+				checkNAR(t, s, rnd, b)
+			}
+			if r := checkStore(t, s); r.AbsentPaths != 0 {
+				t.Errorf("%d paths are absent after they were uploaded again", r.AbsentPaths)
+			}
+			if err := s.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = openStore(t, dir); err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range nars {
+				checkNAR(t, s, rnd, b)
+			}
+			checkStore(t, s)
+		})
+	}
+}
+
+// A bucket that cannot be reached is not repaired.
+func TestRepairUnreachable(t *testing.T) {
+	f := &failing{}
+	s := testStore(t, t.TempDir(), func(o *Options) {
+		f.Bucket = o.Bucket
+		o.Bucket = f
+	})
+	rnd := testSeed(t)
+	b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 300<<10)})
+	putNAR(t, s, b)
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.fail = true
+	if _, err := s.Check(t.Context(), CheckOptions{Repair: true}); !errors.Is(err, errUnreachable) {
+		t.Errorf("got %v", err)
+	}
+	f.fail = false
+	if r := checkStore(t, s); r.Damaged != 0 || r.LostPacks != 0 {
+		t.Errorf("got %+v", r)
+	}
+	if err := func() error {
+		o, err := s.Object(t.Context(), sha256.Sum256(b))
+		if err != nil {
+			return err
+		}
+		return o.WritePlain(t.Context(), io.Discard, 0, o.Size())
+	}(); err != nil {
+		t.Error(err)
+	}
+}

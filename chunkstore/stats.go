@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/index"
+	"github.com/dedupd/dedupd/packfile"
 )
 
 // Stats says what a repository holds and what deduplication won. All sizes are bytes.
@@ -45,8 +47,14 @@ type Stats struct {
 	// WireBytes is what a client downloads who gets every NAR once.
 	WireBytes int64 `json:"wire_bytes"`
 
+	// AbsentObjects are NARs and large files that are damaged; they are in no other number.
+	AbsentObjects int64 `json:"absent_objects"`
+
 	IndexBytes  int64 `json:"index_bytes"`  // on disk
 	FilterBytes int64 `json:"filter_bytes"` // in memory
+
+	// Scrub is what scrubbing does and found last.
+	Scrub *ScrubStatus `json:"scrub"`
 
 	// Ratios of the numbers above; 0 where there is nothing to divide by.
 	DedupRatio      float64 `json:"dedup_ratio"`       // path bytes to chunk bytes
@@ -90,6 +98,9 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	}
 	st.StoredBytes += st.SpoolBytes
 	st.Packs = int64(len(snap.Marks()))
+	if st.Scrub, err = s.scrubStatus(ctx, snap); err != nil {
+		return nil, err
+	}
 	ix := s.ix.Stats()
 	st.IndexBytes, st.FilterBytes = ix.Disk, ix.Filter
 	st.MaskingSavedBytes = int64(float64(c.variants.sum()-c.masked.sum()) * ratio(st.FrameBytes, st.ChunkBytes))
@@ -184,7 +195,10 @@ func (c *counter) contents() error {
 			return err
 		}
 		p, err := makePlan(c.ctx, c.snap, o)
-		if err != nil {
+		if errors.Is(err, packfile.ErrCorrupt) {
+			c.AbsentObjects++
+			return nil
+		} else if err != nil {
 			return err
 		}
 		if o.nar {
@@ -265,6 +279,12 @@ func (st *Stats) WriteText(w io.Writer) error {
 	row("objects in the bucket", "%d, %.4f for each store path", st.Objects, st.ObjectsPerPath)
 	row("packs", "%d, of which %d (%s) wait in the spool", st.Packs, st.SpoolPacks, size(st.SpoolBytes))
 	row("index", "%s on disk, filter %s in memory", size(st.IndexBytes), size(st.FilterBytes))
+	if st.AbsentObjects > 0 {
+		row("damaged", "%d objects, which are absent until they are uploaded again", st.AbsentObjects)
+	}
+	if st.Scrub != nil {
+		st.Scrub.writeRows(row)
+	}
 	return tw.Flush()
 }
 

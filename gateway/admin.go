@@ -32,6 +32,7 @@ func (s *Stats) WriteText(w io.Writer) error {
 //
 //	GET /stats               Stats
 //	GET /check?read-data=1   chunkstore.CheckReport
+//	POST /check              chunkstore.CheckReport, after repairing
 func (g *Gateway) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
@@ -44,6 +45,11 @@ func (g *Gateway) AdminHandler() http.Handler {
 	mux.HandleFunc("GET /check", func(w http.ResponseWriter, r *http.Request) {
 		g.reply(w, r, func(ctx context.Context) (any, error) {
 			return g.store.Check(ctx, chunkstore.CheckOptions{ReadData: r.FormValue("read-data") == "1"})
+		})
+	})
+	mux.HandleFunc("POST /check", func(w http.ResponseWriter, r *http.Request) {
+		g.reply(w, r, func(ctx context.Context) (any, error) {
+			return g.store.Check(ctx, chunkstore.CheckOptions{Repair: true})
 		})
 	})
 	return mux

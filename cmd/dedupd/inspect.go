@@ -33,7 +33,7 @@ func statsCommand() *cobra.Command {
 			return err
 		}
 		var stats gateway.Stats
-		err = s.inspect(cmd, "/stats", &stats, func(ctx context.Context, store *chunkstore.Store) (err error) {
+		err = s.inspect(cmd, "GET /stats", &stats, func(ctx context.Context, store *chunkstore.Store) (err error) {
 			stats.Store, err = store.Stats(ctx)
 			return err
 		})
@@ -50,24 +50,36 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check that the store is whole",
 		Long: "Check that every reference leads to something, that every byte of every pack is\n" +
-			"accounted for, and that index and packs agree. The exit status is 1 if not.",
+			"accounted for, and that index and packs agree. The exit status is 1 if not.\n\n" +
+			"With --repair, what is damaged is written down, so that the store does without it\n" +
+			"and the next upload brings it back; see first with --repair --dry-run which store\n" +
+			"paths that makes absent.",
 		Args: cobra.NoArgs,
 	}
 	settings := addInspectFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "write JSON")
 	readData := cmd.Flags().Bool("read-data", false, "read and decode all data, too")
+	repair := cmd.Flags().Bool("repair", false, "read all data, and mark what is damaged, so that the next upload brings it back")
+	dryRun := cmd.Flags().Bool("dry-run", false, "with --repair: only say what cannot be served then")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := settings()
 		if err != nil {
 			return err
 		}
-		url := "/check"
-		if *readData {
-			url += "?read-data=1"
+		if *dryRun && !*repair {
+			return errors.New("--dry-run is for --repair")
+		}
+		opts := chunkstore.CheckOptions{ReadData: *readData || *repair, Repair: *repair && !*dryRun, Progress: packProgress(cmd.ErrOrStderr())}
+		request := "GET /check"
+		switch {
+		case opts.Repair:
+			request = "POST /check"
+		case opts.ReadData:
+			request += "?read-data=1"
 		}
 		report := new(chunkstore.CheckReport)
-		err = s.inspect(cmd, url, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
-			report, err = store.Check(ctx, chunkstore.CheckOptions{ReadData: *readData, Progress: packProgress(cmd.ErrOrStderr())})
+		err = s.inspect(cmd, request, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
+			report, err = store.Check(ctx, opts)
 			return err
 		})
 		if err != nil {
@@ -77,7 +89,7 @@ func checkCommand() *cobra.Command {
 			return err
 		}
 		if !report.OK() {
-			return fmt.Errorf("check found %d problems", report.ProblemCount)
+			return fmt.Errorf("check found %d problems", report.ProblemCount-report.Repaired)
 		}
 		return nil
 	}
@@ -108,16 +120,16 @@ func addInspectFlags(cmd *cobra.Command) func() (*Settings, error) {
 	return addFlags(cmd, "bucket", "state", "log-level", "log-format")
 }
 
-// inspect calls fn with the store. If a server has it, that one is asked for url instead,
-// and the answer goes into v.
-func (s *Settings) inspect(cmd *cobra.Command, url string, v any, fn func(context.Context, *chunkstore.Store) error) error {
+// inspect calls fn with the store. If a server has it, that one gets the request instead,
+// a method and a path, and the answer goes into v.
+func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(context.Context, *chunkstore.Store) error) error {
 	ctx := cmd.Context()
 	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil {
 		return fmt.Errorf("there is no store: %w", err)
 	}
 	store, err := s.openStore(ctx, s.logger(cmd.ErrOrStderr()))
 	if errors.Is(err, chunkstore.ErrLocked) {
-		return askServer(ctx, s.State, url, v)
+		return askServer(ctx, s.State, request, v)
 	}
 	if err != nil {
 		return err
@@ -129,14 +141,15 @@ func (s *Settings) inspect(cmd *cobra.Command, url string, v any, fn func(contex
 }
 
 // askServer asks the server that has the state directory.
-func askServer(ctx context.Context, state, url string, v any) error {
+func askServer(ctx context.Context, state, request string, v any) error {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socketPath(state))
 		},
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://dedupd"+url, nil)
+	method, path, _ := strings.Cut(request, " ")
+	req, err := http.NewRequestWithContext(ctx, method, "http://dedupd"+path, nil)
 	if err != nil {
 		return err
 	}

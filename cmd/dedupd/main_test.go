@@ -223,6 +223,34 @@ func TestCheckFails(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "problem") {
 		t.Errorf("check of a damaged pack: got error %v, and\n%s", err, out)
 	}
+	const absent = "1 files cannot be served until they are uploaded again:\n  log/x.drv\n"
+	if _, err := dedupd(t, "", append([]string{"check", "--dry-run"}, args...)...); err == nil {
+		t.Error("check --dry-run by itself is taken")
+	}
+	out, err = dedupd(t, "", append([]string{"check", "--repair", "--dry-run"}, args...)...)
+	if err == nil || !strings.Contains(out, absent) {
+		t.Errorf("check --repair --dry-run: got error %v, and\n%s", err, out)
+	}
+	p = startServer(t, append(args, "--key-files", "none")...)
+	out, err = dedupd(t, "", append([]string{"check", "--repair"}, args...)...)
+	if err != nil || !strings.Contains(out, absent) || !strings.Contains(out, "1 problems, 1 of them repaired") {
+		t.Errorf("check --repair: got error %v, and\n%s", err, out)
+	}
+	p.stop()
+	out, err = dedupd(t, "", append([]string{"check", "--read-data"}, args...)...)
+	if err != nil || !strings.Contains(out, absent) || !strings.Contains(out, "no problems") {
+		t.Errorf("check after a repair: got error %v, and\n%s", err, out)
+	}
+	p = startServer(t, append(args, "--key-files", "none")...)
+	p.put(t, "/log/x.drv", string(random))
+	if got := p.get(t, "/log/x.drv"); got != string(random) {
+		t.Errorf("got %d other bytes of what was uploaded again", len(got))
+	}
+	p.stop()
+	out, err = dedupd(t, "", append([]string{"check", "--repair"}, args...)...)
+	if err != nil || strings.Contains(out, "cannot be served") || !strings.Contains(out, "no problems") {
+		t.Errorf("check after another upload: got error %v, and\n%s", err, out)
+	}
 }
 
 func TestKeys(t *testing.T) {

@@ -88,9 +88,21 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	} else {
 		group.Go(func() error { return g.ServeAdmin(ctx, admin) })
 	}
+	if s.ScrubRate > 0 {
+		group.Go(func() error { return scrub(ctx, store, int64(s.ScrubRate), log) })
+	}
 	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
 	advise(stdout, listeners[0].Addr(), keys)
 	return group.Wait()
+}
+
+// scrub looks for damage until ctx ends. A store that cannot be scrubbed is served all
+// the same.
+func scrub(ctx context.Context, store *chunkstore.Store, rate int64, log *slog.Logger) error {
+	if err := store.Scrub(ctx, rate); err != nil {
+		log.Error("scrubbing stopped", "err", err)
+	}
+	return nil
 }
 
 // openStore opens the store that s names, and makes it if it is not there.

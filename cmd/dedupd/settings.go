@@ -37,6 +37,7 @@ type Settings struct {
 	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
 	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
 	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
+	ScrubRate       Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
 	MaxFile         Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
@@ -51,7 +52,7 @@ type Settings struct {
 func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
-		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, MaxFile: 64 << 20,
+		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {

@@ -62,6 +62,7 @@ mass-query = false
 pack-size = 1048576
 flush-interval = "1s"
 memory = "1GiB"
+scrub-rate = 0
 max-file = "1MiB"
 idle-timeout = "1s"
 shutdown-timeout = "1s"

@@ -52,6 +52,9 @@ var (
 // at which another engine is due. A mapping costs nothing where there is no file.
 const mmapSize = 1 << (30 + 6*(^uint(0)>>63))
 
+// minFile is the size of the smallest file: bbolt's two heads.
+const minFile = 2 * 4096
+
 // Bolt is an Index in one bbolt file. bbolt is good at large sorted transactions
 // and slow at small random ones, so changes gather in a memtable; when that is full it
 // is frozen, and written by a goroutine while the next one fills. Reads ask the
@@ -86,7 +89,7 @@ type Bolt struct {
 var _ Index = (*Bolt)(nil)
 
 // OpenBolt opens the index in the file at path, and creates it, durably, if there is
-// none. It fails if another process has it open, or with ErrNewer.
+// none. It fails if another process has it open, or with ErrNewer or ErrDamaged.
 func OpenBolt(path string, o Options) (*Bolt, error) {
 	b, err := openBolt(path, o)
 	if err != nil {
@@ -105,10 +108,13 @@ func openBolt(path string, o Options) (*Bolt, error) {
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockWait
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		if err := createBolt(path, o); err != nil {
 			return nil, fmt.Errorf("create: %w", err)
 		}
+	} else if err == nil && info.Mode().IsRegular() && info.Size() < minFile {
+		return nil, fmt.Errorf("%w: the file has %d bytes", ErrDamaged, info.Size())
 	}
 	db, err := openDB(path, o)
 	if err != nil {
@@ -140,14 +146,23 @@ func openBolt(path string, o Options) (*Bolt, error) {
 
 // openDB opens the file. The list of free pages is stored: without it writing was
 // 1 to 18 % faster (4 M chunks), but opening would read every page of the file.
-func openDB(path string, o Options) (*bbolt.DB, error) {
-	db, err := bbolt.Open(path, 0o644, &bbolt.Options{
+//
+// Where bbolt gives up on a damaged file in the middle, it leaves that file open, and
+// locked, until the process ends: its place can be taken by another, it cannot be tried again.
+func openDB(path string, o Options) (db *bbolt.DB, err error) {
+	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
+	db, err = bbolt.Open(path, 0o644, &bbolt.Options{
 		Timeout:         o.LockTimeout,
 		FreelistType:    bbolt.FreelistMapType,
 		InitialMmapSize: mmapSize,
 		PageSize:        4096, // also where the system's pages are larger: rows are small and random
 		NoStatistics:    true, // they are counted under a lock
 	})
+	for _, damage := range []error{berrors.ErrInvalid, berrors.ErrChecksum, berrors.ErrVersionMismatch} {
+		if errors.Is(err, damage) {
+			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+	}
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("another process has it open: %w", err)
 	}
@@ -200,9 +215,14 @@ func initialize(tx *bbolt.Tx) error {
 
 // load checks the format and reads what is kept in memory.
 func (b *Bolt) load(tx *bbolt.Tx) error {
+	if info, err := os.Stat(b.path); err != nil {
+		return err
+	} else if info.Size() < tx.Size() {
+		return fmt.Errorf("%w: the file has %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
+	}
 	head := tx.Bucket(headBucket)
 	if head == nil || len(head.Get(formatKey)) != 8 {
-		return errors.New("the file is not an index of dedupd")
+		return fmt.Errorf("%w: the file is not an index of dedupd", ErrDamaged)
 	}
 	if v := binary.BigEndian.Uint64(head.Get(formatKey)); v > format {
 		return fmt.Errorf("%w (%d; this program knows up to %d): use a newer dedupd, or move the file away and rebuild it with \"dedupd index rebuild\"", ErrNewer, v, format)
@@ -210,7 +230,7 @@ func (b *Bolt) load(tx *bbolt.Tx) error {
 	for t := range numTables {
 		bucket := tx.Bucket([]byte(tableNames[t]))
 		if bucket == nil {
-			return fmt.Errorf("table %v is missing", t)
+			return fmt.Errorf("%w: table %v is missing", ErrDamaged, t)
 		}
 		b.rows[t].Store(bucket.Sequence()) // see writer.commit
 	}
@@ -223,7 +243,7 @@ func (b *Bolt) load(tx *bbolt.Tx) error {
 func loadMarks(tx *bbolt.Tx, marks map[string]uint64) error {
 	return tx.Bucket(marksBucket).ForEach(func(name, position []byte) error {
 		if len(position) != 8 {
-			return fmt.Errorf("mark %q is damaged", name)
+			return fmt.Errorf("%w: mark %q", ErrDamaged, name)
 		}
 		marks[string(name)] = binary.BigEndian.Uint64(position)
 		return nil
@@ -425,23 +445,27 @@ func (b *Bolt) Stats() Stats {
 
 // view runs fn in a read transaction of bbolt.
 func (b *Bolt) view(fn func(*bbolt.Tx) error) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), &err)
+	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
 	return b.db.View(fn)
 }
 
 // catchFault is deferred around everything that touches bbolt's pages. They are
-// mapped into memory: where the disk cannot read one, the access faults, which would end
-// the process. Here it becomes an error. old is the setting to go back to.
-func catchFault(old bool, err *error) {
+// mapped into memory: where the disk cannot read one, the access faults, and where one is
+// not what was written, bbolt panics or gets lost in it. Either would end the process. Here
+// it becomes ErrDamaged. old is the setting to go back to; calling, unless it is nil, is
+// set while a function of the caller runs, whose own panics go on.
+func catchFault(old bool, calling *bool, err *error) {
 	debug.SetPanicOnFault(old)
-	switch r := recover().(type) {
-	case nil:
-	case interface { // runtime's type for a fault at an address, and only that
+	r := recover()
+	if r == nil {
+		return
+	}
+	_, fault := r.(interface { // runtime's type for a fault at an address, and only that
 		error
 		Addr() uintptr
-	}:
-		*err = fmt.Errorf("read a page of the index: %w", r)
-	default:
+	})
+	if !fault && calling != nil && *calling {
 		panic(r)
 	}
+	*err = fmt.Errorf("%w: read a page: %v", ErrDamaged, r)
 }

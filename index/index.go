@@ -20,6 +20,9 @@ var (
 	// ErrBroken is the answer to every write after one has failed. Reads go on
 	// (from memory too, for what could not be written); reopen to recover.
 	ErrBroken = errors.New("index is broken by a failed write")
+	// ErrDamaged says that the file is not what was written, or cannot be read. Nothing
+	// is lost by making a new one from the packs.
+	ErrDamaged = errors.New("index is damaged")
 	// ErrNewer says that the index is of a format of the future.
 	ErrNewer = errors.New("index has a newer format")
 )

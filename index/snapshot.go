@@ -11,8 +11,9 @@ import (
 
 // boltSnapshot is a read transaction, begun when no memtable was on its way to disk.
 type boltSnapshot struct {
-	tx    *bbolt.Tx
-	marks map[string]uint64
+	tx      *bbolt.Tx
+	marks   map[string]uint64
+	calling bool // a function of the caller
 }
 
 // Snapshot implements Index. Batches wait until it is there.
@@ -121,7 +122,10 @@ func (s *boltSnapshot) forEach(ctx context.Context, t Table, from []byte, fn fun
 			if err := ctx.Err(); err != nil {
 				return fmt.Errorf("read %v: %w", t, err)
 			}
-			if err := fn(k, v); err != nil {
+			s.calling = true
+			err := fn(k, v)
+			s.calling = false
+			if err != nil {
 				return err
 			}
 		}
@@ -129,8 +133,8 @@ func (s *boltSnapshot) forEach(ctx context.Context, t Table, from []byte, fn fun
 	})
 }
 
-// read runs fn, and turns the fault of a page that cannot be read into an error.
+// read runs fn, and turns damaged pages into errors.
 func (s *boltSnapshot) read(fn func() error) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), &err)
+	defer catchFault(debug.SetPanicOnFault(true), &s.calling, &err)
 	return fn()
 }

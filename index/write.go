@@ -218,7 +218,7 @@ func raiseMarks(marks, by map[string]uint64) {
 // write makes a frozen memtable durable. Its marks are in the last transaction: a
 // crash leaves them out while there are rows missing.
 func (b *Bolt) write(m *memtable) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), &err)
+	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
 	w := writer{b: b}
 	defer w.rollback()
 	for r := range m.sorted() {

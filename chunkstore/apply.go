@@ -19,6 +19,7 @@ type applier struct {
 	batch    *index.Batch
 	rows     map[rowKey][]byte
 	chunks   map[packfile.ID]index.Location
+	spoiled  map[packfile.Name]bool // packs with damage, nil if not known; see findSpoiled
 }
 
 type rowKey struct {
@@ -70,12 +71,21 @@ func (a *applier) chunk(ctx context.Context, id packfile.ID) (index.Location, er
 // that is in several packs is the one in the pack with the highest name: of a chunk that
 // was damaged and stored again that is the good one.
 func (a *applier) frames(ctx context.Context, number uint32, pack packfile.Name, offset int64, frames []packfile.FrameInfo) error {
+	known, err := a.knownChunks(ctx, frames)
+	if err != nil {
+		return err
+	}
 	for _, f := range frames {
 		start := uint32(0)
 		for i, c := range f.Chunks {
 			l := frameLocation(number, offset, f, i, start)
 			start += c.Len
-			better, err := a.better(ctx, pack, c.ID, l)
+			old, ok := a.chunks[c.ID]
+			if !ok {
+				old = known[0]
+			}
+			known = known[1:]
+			better, err := a.better(ctx, pack, c.ID, old, l)
 			if err != nil {
 				return err
 			}
@@ -89,12 +99,24 @@ func (a *applier) frames(ctx context.Context, number uint32, pack packfile.Name,
 	return nil
 }
 
+// knownChunks returns where the index has the chunks of frames, one after another, in
+// one look-up: one by one they cost more than all the rest of applying a pack.
+func (a *applier) knownChunks(ctx context.Context, frames []packfile.FrameInfo) ([]index.Location, error) {
+	var keys []index.Key
+	for _, f := range frames {
+		for _, c := range f.Chunks {
+			keys = append(keys, index.Key(c.ID))
+		}
+	}
+	known := make([]index.Location, len(keys))
+	return known, a.ix.Chunks(ctx, keys, known)
+}
+
 // better says whether l, which is in pack, is a better place for a chunk than the one
 // that is known.
-func (a *applier) better(ctx context.Context, pack packfile.Name, id packfile.ID, l index.Location) (bool, error) {
-	known, err := a.chunk(ctx, id)
-	if err != nil || known == l {
-		return false, err
+func (a *applier) better(ctx context.Context, pack packfile.Name, id packfile.ID, known, l index.Location) (bool, error) {
+	if known == l {
+		return false, nil
 	}
 	if known.Pack != 0 {
 		name, err := a.ix.PackName(ctx, known.Pack)

@@ -95,7 +95,7 @@ func indexRows(t testing.TB, ix index.Index) (rows []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, table := range []index.Table{index.Recipes, index.Contents, index.Paths, index.Names} {
+	for _, table := range []index.Table{index.Recipes, index.Contents, index.Paths, index.Names, index.Packs} {
 		err := s.ForEach(ctx, table, nil, func(k, v []byte) error {
 			rows = append(rows, fmt.Sprintf("%v %x %x", table, k, v))
 			return nil

@@ -56,6 +56,9 @@ func (a *applier) damage(ctx context.Context, id commitID, body []byte) error {
 	if err := a.claim(ctx, index.Packs, d.key(), id, nil); err != nil {
 		return err
 	}
+	if a.spoiled != nil {
+		a.spoiled[d.pack] = true
+	}
 	number, err := a.ix.PackNumber(ctx, d.pack.String())
 	if err != nil {
 		return err
@@ -71,11 +74,30 @@ func (a *applier) damage(ctx context.Context, id commitID, body []byte) error {
 
 // damaged says whether a chunk of a pack is known to be damaged.
 func (a *applier) damaged(ctx context.Context, d *damage) (bool, error) {
+	if a.spoiled != nil && !a.spoiled[d.pack] {
+		return false, nil
+	}
 	_, err := a.get(ctx, index.Packs, d.key())
 	if errors.Is(err, index.ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// findSpoiled notes which packs have damage, so that the others need no look-up for each
+// of their chunks. From then on nobody else may apply records.
+func (a *applier) findSpoiled(ctx context.Context) error {
+	snap, err := a.ix.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	a.spoiled = map[packfile.Name]bool{}
+	return snap.ForEach(ctx, index.Packs, nil, func(key, _ []byte) error {
+		pack, err := packfile.NameFromBytes(key[:min(len(key), packfile.NameSize)])
+		a.spoiled[pack] = true
+		return err
+	})
 }
 
 // isDamage says whether an error of reading a frame means that it is not there as it

@@ -25,7 +25,9 @@ type recovery struct {
 	spooled map[packfile.Name]bool
 	sealed  []*sealedPack // those in the spool
 	dropped int64         // bytes of journals and frames that nobody was told of
-	applied int           // packs
+
+	progress RebuildProgress // of applying packs to the index
+	omitted  int             // commits that rely on packs that are missing
 }
 
 func (s *Store) recover(ctx context.Context) error {
@@ -38,8 +40,11 @@ func (s *Store) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.applied > 0 || r.dropped > 0 || len(r.sealed) > 0 {
-		s.log.Info("recovered", "packs applied", r.applied, "packs in spool", len(r.sealed), "unfinished bytes dropped", r.dropped)
+	if err := s.indexRebuilt(ctx, r); err != nil {
+		return err
+	}
+	if r.progress.Packs > 0 || r.dropped > 0 || len(r.sealed) > 0 {
+		s.log.Info("recovered", "packs applied", r.progress.Packs, "packs in spool", len(r.sealed), "unfinished bytes dropped", r.dropped)
 	}
 	for _, p := range r.sealed {
 		s.uploader.add(p)
@@ -220,42 +225,49 @@ func (r *recovery) addSealed(ctx context.Context, name packfile.Name) error {
 // applyAll applies what the index on disk does not have: packs of the spool that it was
 // behind with, and packs of the bucket that it never saw.
 func (r *recovery) applyAll(ctx context.Context) error {
-	behind := map[packfile.Name]int64{} // sizes
+	behind := map[packfile.Name]*tail{}
 	for name, size := range r.bucket {
 		if r.marks[name.String()] == 0 {
-			behind[name] = size
+			behind[name] = &tail{name: name, size: size, from: bucketReader{ctx, r.opts.Bucket, packKey(name)}}
 		}
 	}
 	for _, p := range r.sealed {
 		if r.marks[p.name.String()] < uint64(p.entries) {
-			behind[p.name] = p.size
+			behind[p.name] = &tail{name: p.name, size: p.size, from: packReader{ctx, r.packs, p.number}}
 		}
+	}
+	if len(behind) == 0 {
+		return nil
+	}
+	if err := r.applier.findSpoiled(ctx); err != nil {
+		return err
 	}
 	names := slices.Collect(maps.Keys(behind))
 	sortNames(names)
+	tails := make([]*tail, len(names))
 	for i, name := range names {
-		err := r.apply(ctx, name, behind[name])
-		if err != nil {
-			return fmt.Errorf("apply pack %s: %w", name, err)
-		}
-		if (i+1)%1000 == 0 {
-			r.log.Info("applying packs to the index", "done", i+1, "of", len(names))
-		}
+		tails[i] = behind[name]
 	}
-	r.applied = len(names)
-	return nil
+	progress := newProgress(len(tails), r.opts.progress, r.log)
+	err := readTails(ctx, tails, func(p *packfile.Pack) error {
+		if err := r.apply(ctx, p); err != nil {
+			return fmt.Errorf("apply pack %s: %w", p.Name, err)
+		}
+		progress.applied(p)
+		return nil
+	})
+	r.progress = progress.RebuildProgress
+	return err
 }
 
-func (r *recovery) apply(ctx context.Context, name packfile.Name, size int64) error {
-	number, err := r.packs.number(ctx, name)
+// apply applies a pack. Commits that rely on a pack that is missing are left out, and
+// the pack gets no mark: the next start tries again.
+func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
+	number, err := r.packs.number(ctx, pack.Name)
 	if err != nil {
 		return err
 	}
-	pack, err := packfile.Read(name, packReader{ctx, r.packs, number}, size)
-	if err != nil {
-		return err
-	}
-	if err := r.applier.frames(ctx, number, name, packfile.HeaderSize, pack.Frames); err != nil {
+	if err := r.applier.frames(ctx, number, pack.Name, packfile.HeaderSize, pack.Frames); err != nil {
 		return err
 	}
 	complete := true
@@ -263,17 +275,18 @@ func (r *recovery) apply(ctx context.Context, name packfile.Name, size int64) er
 		for _, other := range c.Packs {
 			if !r.have(other) {
 				complete = false
-				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", name, "commit", n, "missing", other)
+				r.omitted++
+				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", other)
 				return nil
 			}
 		}
-		return r.applier.commit(ctx, newCommitID(name, n), c)
+		return r.applier.commit(ctx, newCommitID(pack.Name, n), c)
 	})
 	if err != nil {
 		return err
 	}
 	if complete {
-		r.applier.batch.Mark(name.String(), uint64(pack.Entries))
+		r.applier.batch.Mark(pack.Name.String(), uint64(pack.Entries))
 	}
 	return r.applier.flush(ctx)
 }

@@ -56,6 +56,10 @@ type Options struct {
 	PlanCache int64
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
+
+	rebuild  bool // the index; see RebuildIndex
+	memtable int  // of the index, bytes; 0 for its default
+	progress func(RebuildProgress)
 }
 
 func (o *Options) setDefaults() {
@@ -100,6 +104,7 @@ type Store struct {
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
 	staging  string
 
+	rebuilt RebuildReport // what Open has done to the index
 	damages atomic.Uint64 // how often this process has found chunks damaged
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
@@ -131,18 +136,13 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if s.spool, err = newSpool(filepath.Join(opts.State, "spool")); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	ix, err := index.OpenBolt(filepath.Join(opts.State, "index.bolt"), index.Options{})
-	if err != nil {
-		return nil, fmt.Errorf("index: %w", err)
-	}
-	s.ix = ix
-	marks, err := ix.Marks(ctx)
+	fresh, err := s.openIndex(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
 	// With packs in the index a bucket without a repository is the wrong one, or a disk
 	// that is not mounted.
-	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, len(marks) == 0); err != nil {
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh); err != nil {
 		return nil, err
 	}
 	if err := s.makeCodecs(); err != nil {

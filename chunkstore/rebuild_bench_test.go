@@ -1,0 +1,120 @@
+package chunkstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/packfile"
+)
+
+// Of the packs in BenchmarkRebuild: 300 chunks of about 110 KB make 32 MiB, in NARs of 30
+// chunks.
+const (
+	benchPackChunks = 300
+	benchNARChunks  = 30
+)
+
+// writeBenchPack writes a pack as it is in a bucket, but with a hole for its frames.
+func writeBenchPack(tb testing.TB, dir string, n int) error {
+	rnd := rand.New(rand.NewPCG(uint64(n), 0))
+	name := packfile.Name{Writer: [10]byte{1}, Seq: uint64(n + 1)}
+	var entries []packfile.Entry
+	frames := int64(packfile.HeaderSize)
+	for range benchPackChunks / benchNARChunks {
+		var e packfile.Entry
+		r := recipe{}
+		for range benchNARChunks {
+			c := packfile.Chunk{Len: uint32(64<<10 + rnd.IntN(100<<10))}
+			for i := 0; i < len(c.ID); i += 8 {
+				binary.LittleEndian.PutUint64(c.ID[i:], rnd.Uint64())
+			}
+			f := packfile.FrameInfo{Kind: packfile.KindPatch, Prefix: 1, Payload: int(c.Len) * 2 / 3, CRC: rnd.Uint32(), Chunks: []packfile.Chunk{c}}
+			e.Frames = append(e.Frames, f)
+			frames += f.Size()
+			r.items = append(r.items, item{id: c.ID, len: c.Len})
+		}
+		body := r.encode()
+		hash := Hash(sha256.Sum256(body))
+		c := content{hash: hash, size: 3 << 20, nar: true, recipe: recipeID(body)}
+		f := File{Name: narName(hash), Content: hash, Size: c.size, NAR: true, Compression: "none", FileSize: c.size, FileHash: hash}
+		e.Commit = (&packfile.Commit{Records: []packfile.Record{
+			{Type: packfile.RecordRecipe, Body: body},
+			{Type: packfile.RecordContent, Body: c.encode()},
+			{Type: packfile.RecordName, Body: f.encode()},
+			{Type: packfile.RecordNarInfo, Body: []byte(testNarInfo(tb, hash, int(c.size)).Text(testStoreDir))},
+		}}).Append(nil)
+		entries = append(entries, e)
+	}
+	tail, err := packfile.AppendTail(nil, name, entries)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, filepath.FromSlash(packKey(name)))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(packfile.Header(name)); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(tail, frames)
+	return err
+}
+
+// BenchmarkRebuild makes the index of DEDUPD_BENCH_CHUNKS chunks (300,000) in packs of a
+// bucket in a directory, with the records of their NARs; nothing is known before.
+func BenchmarkRebuild(b *testing.B) {
+	chunks := 300_000
+	if n, err := strconv.Atoi(os.Getenv("DEDUPD_BENCH_CHUNKS")); err == nil {
+		chunks = n
+	}
+	ctx := b.Context()
+	dir := b.TempDir()
+	at, err := bucket.Open(ctx, "file://"+dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := openRepository(ctx, at, DefaultRepository(testStoreDir, Rabin), true); err != nil {
+		b.Fatal(err)
+	}
+	var group errgroup.Group
+	group.SetLimit(4)
+	for n := range chunks / benchPackChunks {
+		group.Go(func() error { return writeBenchPack(b, dir, n) })
+	}
+	if err := group.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	for _, memory := range []int64{128, 1024} {
+		b.Run(fmt.Sprintf("memory=%dMiB", memory), func(b *testing.B) { benchRebuild(b, at, memory<<20) })
+	}
+}
+
+func benchRebuild(b *testing.B, packs bucket.Bucket, memory int64) {
+	ctx := context.WithoutCancel(b.Context())
+	chunks := int64(0)
+	for b.Loop() {
+		opts := Options{State: b.TempDir(), Bucket: packs, Log: slog.New(slog.DiscardHandler)}
+		report, err := RebuildIndex(ctx, opts, RebuildOptions{Memory: memory})
+		if err != nil {
+			b.Fatal(err)
+		}
+		chunks += report.Chunks
+	}
+	b.ReportMetric(float64(chunks)/b.Elapsed().Seconds(), "chunks/s")
+}

@@ -254,7 +254,7 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 // checkCommit compares what a commit says with the index.
 func (c *checker) checkCommit(ctx context.Context, id commitID, commit *packfile.Commit) error {
 	for _, p := range commit.Packs {
-		if !c.packs[p] {
+		if !c.packs[p] && !c.known.packs[p] {
 			c.problem("pack %s: a commit relies on pack %s, which the index does not know", id.pack(), p)
 		}
 	}

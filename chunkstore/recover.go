@@ -23,8 +23,10 @@ type recovery struct {
 	marks   map[string]uint64
 	bucket  map[packfile.Name]int64 // packs in the bucket, with their sizes
 	spooled map[packfile.Name]bool
-	sealed  []*sealedPack // those in the spool
-	dropped int64         // bytes of journals and frames that nobody was told of
+	lost    map[packfile.Name]bool // packs that are known to be, once somebody has missed one
+	missed  bool                   // a commit was left out for want of a pack
+	sealed  []*sealedPack          // those in the spool
+	dropped int64                  // bytes of journals and frames that nobody was told of
 
 	progress RebuildProgress // of applying packs to the index
 	omitted  int             // commits that rely on packs that are missing
@@ -35,7 +37,7 @@ func (s *Store) recover(ctx context.Context) error {
 		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
 		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]bool{},
 	}
-	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.checkPacks} {
+	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.applyRest, r.checkPacks} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -274,7 +276,7 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
 	err = pack.ForEachCommit(func(n int, c *packfile.Commit) error {
 		for _, other := range c.Packs {
 			if !r.have(other) {
-				complete = false
+				complete, r.missed = false, true
 				r.omitted++
 				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", other)
 				return nil
@@ -293,26 +295,71 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
 
 func (r *recovery) have(name packfile.Name) bool {
 	_, inBucket := r.bucket[name]
-	return inBucket || r.spooled[name]
+	return inBucket || r.spooled[name] || r.lost[name]
+}
+
+// applyRest applies the commits that were left out for want of packs that are known to
+// be lost: what they need of these was uploaded again, or is known to be damaged.
+func (r *recovery) applyRest(ctx context.Context) error {
+	if !r.missed {
+		return nil
+	}
+	if err := r.readLost(ctx); err != nil || len(r.lost) == 0 {
+		return err
+	}
+	if err := r.readIndex(ctx); err != nil {
+		return err
+	}
+	r.log.Info("trying again, without the packs that are known to be lost", "packs", len(r.lost))
+	progress := r.progress
+	r.omitted = 0
+	err := r.applyAll(ctx)
+	r.progress = progress
+	return err
+}
+
+func (r *recovery) readLost(ctx context.Context) error {
+	snap, err := r.ix.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	known, err := readDamages(ctx, snap)
+	r.lost = known.packs
+	return err
 }
 
 // checkPacks makes sure that every pack that the index names is there.
-func (r *recovery) checkPacks(context.Context) error {
-	var missing []string
+func (r *recovery) checkPacks(ctx context.Context) error {
+	missing, err := r.missing()
+	if err == nil && len(missing) > 0 && r.lost == nil {
+		if err = r.readLost(ctx); err == nil {
+			missing, err = r.missing()
+		}
+	}
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	r.log.Error("packs are missing", "packs", missing)
+	if r.opts.AllowMissingPacks {
+		return nil
+	}
+	return fmt.Errorf("%d packs that the index names are neither in the spool nor in %s, the first is %s: is this the right bucket for this state directory? If they are lost, check --repair does without them",
+		len(missing), r.opts.Bucket, missing[0])
+}
+
+// missing returns the packs that the index names, that are not there, and not known to
+// be lost.
+func (r *recovery) missing() (missing []string, err error) {
 	for text := range r.marks {
 		name, err := packfile.ParseName(text)
 		if err != nil {
-			return fmt.Errorf("mark of the index: %w", err)
+			return nil, fmt.Errorf("mark of the index: %w", err)
 		}
 		if !r.have(name) {
 			missing = append(missing, text)
 		}
 	}
-	if len(missing) == 0 {
-		return nil
-	}
 	slices.Sort(missing)
-	r.log.Error("packs are missing", "packs", missing)
-	return fmt.Errorf("%d packs that the index names are neither in the spool nor in %s, the first is %s: is this the right bucket for this state directory?",
-		len(missing), r.opts.Bucket, missing[0])
+	return missing, nil
 }

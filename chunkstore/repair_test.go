@@ -188,3 +188,77 @@ func TestRepairUnreachable(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A store that has lost a pack does not open, but to be repaired; then it does, and what
+// was in the pack can be uploaded again, also for an index that is made anew.
+func TestRepairMissingPack(t *testing.T) {
+	dir := t.TempDir()
+	rnd := testSeed(t)
+	s := testStore(t, dir)
+	shared := randomData(rnd, 300<<10)
+	var nars [][]byte
+	for i := range 3 {
+		// All rely on the first pack.
+		b := makeNAR(t, testFile{name: "a", data: shared}, testFile{name: "b", data: randomData(rnd, 100<<10)}, testFile{name: "c", data: fmt.Append(nil, i)})
+		putNAR(t, s, b)
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		nars = append(nars, b)
+	}
+	other := makeNAR(t, testFile{name: "a", data: randomData(rnd, 100<<10)})
+	putNAR(t, s, other)
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	paths, err := filepath.Glob(filepath.Join(dir, "bucket", "packs", "*", "*.pack"))
+	if err != nil || len(paths) < 4 {
+		t.Fatalf("%d packs (%v)", len(paths), err)
+	}
+	if err := os.Remove(paths[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(t, dir); err == nil || !strings.Contains(err.Error(), "check --repair") {
+		t.Fatalf("open: got %v", err)
+	}
+	if s, err = openStore(t, dir, func(o *Options) { o.AllowMissingPacks = true }); err != nil {
+		t.Fatal(err)
+	}
+	if r := mustCheck(t, s, CheckOptions{ReadData: true}); r.ProblemCount != 1 || r.AffectedPathCount != 3 || r.AbsentPaths != 0 {
+		t.Errorf("check: got %+v", r)
+	}
+	if r := mustCheck(t, s, CheckOptions{Repair: true}); !r.OK() || r.Repaired != 1 || r.AffectedPathCount != 3 || r.Marked == 0 {
+		t.Errorf("repair: got %+v", r)
+	}
+	reopen := func(absent int64, change func()) {
+		t.Helper()
+		if err := s.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		change()
+		if s, err = openStore(t, dir); err != nil {
+			t.Fatal(err)
+		}
+		if r := checkStore(t, s); r.AbsentPaths != absent || r.LostPacks != 1 {
+			t.Errorf("check: got %d absent paths and %d lost packs, want %d and 1", r.AbsentPaths, r.LostPacks, absent)
+		}
+		checkNAR(t, s, rnd, other)
+	}
+	forget := func() {
+		if err := os.Remove(filepath.Join(dir, "state", "index.bolt")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reopen(3, func() {})
+	reopen(3, forget)
+	putNAR(t, s, nars[0])
+	for _, b := range nars[1:] {
+		checkNAR(t, s, rnd, b) // by what they share
+	}
+	putNAR(t, s, nars[1])
+	reopen(0, func() {})
+	reopen(0, forget)
+	for _, b := range nars {
+		checkNAR(t, s, rnd, b)
+	}
+}

@@ -54,6 +54,9 @@ type Options struct {
 	DecoderMemory int64
 	// PlanCache bounds, in bytes, what is remembered of how to serve NARs; default 32 MiB.
 	PlanCache int64
+	// AllowMissingPacks opens a store that lacks packs that the index names. It is for
+	// repairing it, which makes it one that opens without: see CheckOptions.
+	AllowMissingPacks bool
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 

@@ -81,7 +81,7 @@ func checkCommand() *cobra.Command {
 		err = s.inspect(cmd, request, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
 			report, err = store.Check(ctx, opts)
 			return err
-		})
+		}, func(o *chunkstore.Options) { o.AllowMissingPacks = *repair })
 		if err != nil {
 			return err
 		}
@@ -122,12 +122,12 @@ func addInspectFlags(cmd *cobra.Command) func() (*Settings, error) {
 
 // inspect calls fn with the store. If a server has it, that one gets the request instead,
 // a method and a path, and the answer goes into v.
-func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(context.Context, *chunkstore.Store) error) error {
+func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(context.Context, *chunkstore.Store) error, change ...func(*chunkstore.Options)) error {
 	ctx := cmd.Context()
 	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil {
 		return fmt.Errorf("there is no store: %w", err)
 	}
-	store, err := s.openStore(ctx, s.logger(cmd.ErrOrStderr()))
+	store, err := s.openStore(ctx, s.logger(cmd.ErrOrStderr()), change...)
 	if errors.Is(err, chunkstore.ErrLocked) {
 		return askServer(ctx, s.State, request, v)
 	}

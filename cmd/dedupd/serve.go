@@ -106,7 +106,7 @@ func scrub(ctx context.Context, store *chunkstore.Store, rate int64, log *slog.L
 }
 
 // openStore opens the store that s names, and makes it if it is not there.
-func (s *Settings) openStore(ctx context.Context, log *slog.Logger) (*chunkstore.Store, error) {
+func (s *Settings) openStore(ctx context.Context, log *slog.Logger, change ...func(*chunkstore.Options)) (*chunkstore.Store, error) {
 	if s.Bucket == defaultSettings().Bucket {
 		if err := os.MkdirAll(dataDir(), 0o700); err != nil {
 			return nil, err
@@ -124,6 +124,9 @@ func (s *Settings) openStore(ctx context.Context, log *slog.Logger) (*chunkstore
 	}
 	if s.StoreDir != "" || s.Splitter != "" {
 		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))
+	}
+	for _, c := range change {
+		c(&opts)
 	}
 	return chunkstore.Open(ctx, opts)
 }

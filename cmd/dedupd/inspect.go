@@ -99,11 +99,7 @@ func checkCommand() *cobra.Command {
 // packProgress returns a function that shows how many packs are done, nil if w is no
 // terminal.
 func packProgress(w io.Writer) func(done, total int) {
-	f, ok := w.(*os.File)
-	if !ok {
-		return nil
-	}
-	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+	if !isTerminal(w) {
 		return nil
 	}
 	return func(done, total int) {
@@ -113,6 +109,15 @@ func packProgress(w io.Writer) func(done, total int) {
 		}
 		fmt.Fprintf(w, "\r%d of %d packs%s", done, total, end)
 	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // addInspectFlags adds the flags of commands that look at a store.

@@ -36,7 +36,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return errors.New("no command was given")
 		},
 	}
-	root.AddCommand(serveCommand(), statsCommand(), checkCommand(), keyCommand(), versionCommand())
+	root.AddCommand(serveCommand(), statsCommand(), checkCommand(), indexCommand(), keyCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -107,16 +107,27 @@ func scrub(ctx context.Context, store *chunkstore.Store, rate int64, log *slog.L
 
 // openStore opens the store that s names, and makes it if it is not there.
 func (s *Settings) openStore(ctx context.Context, log *slog.Logger, change ...func(*chunkstore.Options)) (*chunkstore.Store, error) {
+	opts, err := s.storeOptions(ctx, log)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	return chunkstore.Open(ctx, opts)
+}
+
+func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chunkstore.Options, err error) {
 	if s.Bucket == defaultSettings().Bucket {
 		if err := os.MkdirAll(dataDir(), 0o700); err != nil {
-			return nil, err
+			return opts, err
 		}
 	}
 	b, err := bucket.Open(ctx, s.Bucket)
 	if err != nil {
-		return nil, err
+		return opts, err
 	}
-	opts := chunkstore.Options{
+	opts = chunkstore.Options{
 		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), Log: log,
 		// Shares of the memory; the rest is for caches of the gateway and the index, for
 		// the buffers of requests, and for garbage.
@@ -125,10 +136,7 @@ func (s *Settings) openStore(ctx context.Context, log *slog.Logger, change ...fu
 	if s.StoreDir != "" || s.Splitter != "" {
 		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))
 	}
-	for _, c := range change {
-		c(&opts)
-	}
-	return chunkstore.Open(ctx, opts)
+	return opts, nil
 }
 
 func listen(ctx context.Context, addrs List) ([]net.Listener, error) {

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dedupd/dedupd/chunkstore"
+)
+
+func indexCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "index", Short: "Work on the index", Args: cobra.NoArgs}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cmd.Help()
+		return errors.New("no command was given")
+	}
+	cmd.AddCommand(indexRebuildCommand())
+	return cmd
+}
+
+func indexRebuildCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rebuild",
+		Short: "Make the index anew from the packs",
+		Long: "Make the index anew from the packs in the bucket, and in the state directory if it is\n" +
+			"there. No server may be running. When it is interrupted, run it again, or start the\n" +
+			"server: either goes on where it was.",
+		Args: cobra.NoArgs,
+	}
+	settings := addFlags(cmd, "bucket", "state", "memory", "log-level", "log-format")
+	asJSON := cmd.Flags().Bool("json", false, "write JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		opts, err := s.storeOptions(cmd.Context(), s.logger(cmd.ErrOrStderr()))
+		if err != nil {
+			return err
+		}
+		report, err := chunkstore.RebuildIndex(cmd.Context(), opts, chunkstore.RebuildOptions{
+			Memory: int64(s.Memory) / 2, Progress: rebuildProgress(cmd.ErrOrStderr()),
+		})
+		if errors.Is(err, chunkstore.ErrLocked) {
+			return fmt.Errorf("%w: stop the server first", err)
+		}
+		if err != nil {
+			return err
+		}
+		return write(cmd.OutOrStdout(), report, *asJSON)
+	}
+	return cmd
+}
+
+// rebuildProgress returns a function that shows, a few times a second, how far rebuilding
+// is; nil if w is no terminal.
+func rebuildProgress(w io.Writer) func(chunkstore.RebuildProgress) {
+	if !isTerminal(w) {
+		return nil
+	}
+	shown := time.Time{}
+	return func(p chunkstore.RebuildProgress) {
+		last := p.Packs == p.Total
+		if time.Since(shown) < 200*time.Millisecond && !last {
+			return
+		}
+		shown = time.Now()
+		writeProgress(w, &p)
+		if last {
+			fmt.Fprintln(w)
+		}
+	}
+}
+
+// writeProgress writes one line over the one before.
+func writeProgress(w io.Writer, p *chunkstore.RebuildProgress) {
+	fmt.Fprintf(w, "\r%d of %d packs, %.0f chunks a second, %v left \x1b[K", p.Packs, p.Total, p.Rate(), p.Left().Round(time.Second))
+}

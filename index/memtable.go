@@ -87,11 +87,19 @@ func (m *memtable) addChunk(c *chunkChange) {
 // whether the memtable knows about it at all.
 func (m *memtable) chunk(id *Key) (location []byte, ok bool) {
 	at, ok := m.chunks[*id]
-	if !ok || at == chunkDeleted {
-		return nil, ok
+	if !ok {
+		return nil, false
+	}
+	return m.location(at), true
+}
+
+// location returns the encoded location that a value of chunks stands for.
+func (m *memtable) location(at uint32) []byte {
+	if at == chunkDeleted {
+		return nil
 	}
 	n := uint32(m.arena[at])
-	return m.arena[at+1 : at+1+n], true
+	return m.arena[at+1 : at+1+n]
 }
 
 // row is one changed row. The slices are valid as long as the memtable.
@@ -125,17 +133,23 @@ func (m *memtable) sorted() iter.Seq[row] {
 
 func (m *memtable) sortedChunks() iter.Seq[row] {
 	return func(yield func(row) bool) {
-		keys := slices.AppendSeq(make([]Key, 0, len(m.chunks)), maps.Keys(m.chunks))
-		slices.SortFunc(keys, func(a, b Key) int {
+		type chunk struct {
+			id Key
+			at uint32 // so that the map, far larger than caches, is not searched again
+		}
+		chunks := make([]chunk, 0, len(m.chunks))
+		for id, at := range m.chunks {
+			chunks = append(chunks, chunk{id, at})
+		}
+		slices.SortFunc(chunks, func(a, b chunk) int {
 			// Nearly always decided by the first eight bytes.
-			if c := cmp.Compare(binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(b[:])); c != 0 {
+			if c := cmp.Compare(binary.BigEndian.Uint64(a.id[:]), binary.BigEndian.Uint64(b.id[:])); c != 0 {
 				return c
 			}
-			return bytes.Compare(a[8:], b[8:])
+			return bytes.Compare(a.id[8:], b.id[8:])
 		})
-		for i := range keys {
-			value, _ := m.chunk(&keys[i])
-			if !yield(row{Chunks, keys[i][:], value}) {
+		for i := range chunks {
+			if !yield(row{Chunks, chunks[i].id[:], m.location(chunks[i].at)}) {
 				return
 			}
 		}

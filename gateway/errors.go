@@ -41,7 +41,9 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 	code := statusOf(err, r.Method)
 	// net/http cancels the context, too, when a client has ended its side only.
 	cutShort := errors.Is(err, io.ErrUnexpectedEOF)
-	gone := w.err != nil || errors.Is(err, errStalled) || r.Context().Err() != nil && !cutShort
+	// A PUT's own context only ends when it is cut off.
+	cutOff := r.Method == http.MethodPut && errors.Is(err, context.Canceled)
+	gone := w.err != nil || cutOff || errors.Is(err, errStalled) || r.Context().Err() != nil && !cutShort
 	switch {
 	case gone:
 		g.log.Info("request was not completed", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
@@ -80,7 +82,7 @@ func statusOf(err error, method string) int {
 	switch {
 	case errors.As(err, &refused):
 		return refused.code
-	case errors.As(err, &tooLarge), errors.Is(err, compression.ErrTooMuchMemory):
+	case errors.As(err, &tooLarge), errors.Is(err, compression.ErrTooMuchMemory), errors.Is(err, chunkstore.ErrTooLarge):
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, compression.ErrUnsupported), errors.Is(err, compression.ErrUnknown):
 		return http.StatusUnsupportedMediaType
@@ -91,6 +93,8 @@ func statusOf(err error, method string) int {
 	case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt) && !put:
 		// What has lost a part counts as absent, so that a plain "nix copy" brings it back.
 		return http.StatusNotFound
+	case errors.Is(err, chunkstore.ErrNoSpace):
+		return http.StatusInsufficientStorage
 	case errors.Is(err, chunkstore.ErrClosed), !put:
 		return http.StatusServiceUnavailable
 	}

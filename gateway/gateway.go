@@ -17,7 +17,6 @@
 package gateway
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -43,7 +42,7 @@ type Config struct {
 	AllowWrite func(*http.Request) error
 	// MaxNarInfo and MaxFile are the largest narinfo (default 4 MiB) and the largest log,
 	// listing or other small file (default 64 MiB) that can be PUT, in decoded bytes.
-	// NARs have no limit.
+	// That of NARs is the store's.
 	MaxNarInfo, MaxFile int64
 	// NarInfoCache and ListingCache bound, in bytes, what is remembered of rendered
 	// narinfos (default 32 MiB) and generated listings (default 8 MiB).
@@ -51,6 +50,8 @@ type Config struct {
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
 	// of a body before it is dropped; default 60 s.
 	IdleTimeout time.Duration
+	// HeaderTimeout is how long a client may take to send a request's header; default 30 s.
+	HeaderTimeout time.Duration
 	// ShutdownTimeout is how long Serve lets running requests go on; default 30 s.
 	ShutdownTimeout time.Duration
 	// AccessLog has one line logged for each request.
@@ -80,6 +81,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = time.Minute
+	}
+	if c.HeaderTimeout == 0 {
+		c.HeaderTimeout = 30 * time.Second
 	}
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 30 * time.Second
@@ -156,7 +160,9 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 		}
 		// net/http cancels the context when the client ends its side. What is wrong then
 		// is that the body is cut short, and that is found out by reading it.
-		r = r.WithContext(context.WithoutCancel(r.Context()))
+		ctx, cancel := untilCutOff(r.Context())
+		defer cancel()
+		r = r.WithContext(ctx)
 		if err := g.put(w, r, res); err != nil {
 			return fmt.Errorf("PUT %s: %w", res.name, err)
 		}

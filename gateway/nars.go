@@ -206,9 +206,18 @@ func (g *Gateway) putNAR(w *response, r *http.Request, res resource) error {
 	if len(r.Header["Content-Encoding"]) > 0 {
 		return refuse(http.StatusUnsupportedMediaType, "a NAR cannot have a Content-Encoding")
 	}
+	if limit := g.store.MaxNAR(); r.ContentLength > limit {
+		return tooLarge(limit)
+	}
+	// The store does not read the body, so that a client which waits to be told so has
+	// not sent it, until there is room.
 	_, err := g.store.PutNAR(r.Context(), res.name, g.body(w, r), func(f *chunkstore.File) error {
 		return checkNarName(res.id, f)
 	})
+	if errors.Is(err, chunkstore.ErrNoSpace) {
+		// A client that did not wait must not have its body taken for a request.
+		w.Header().Set("Connection", "close")
+	}
 	return err
 }
 

@@ -14,9 +14,8 @@ import (
 )
 
 const (
-	headerTimeout    = 30 * time.Second // for a request's header
-	keepAliveTimeout = 5 * time.Minute  // between requests
-	maxHeader        = 64 << 10         // bytes
+	keepAliveTimeout = 5 * time.Minute // between requests
+	maxHeader        = 64 << 10        // bytes
 )
 
 // Serve answers requests on the listeners until ctx ends or one of them fails, and
@@ -33,9 +32,12 @@ func (g *Gateway) ServeAdmin(ctx context.Context, listeners ...net.Listener) err
 
 func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error {
 	var running gate
+	cut, cutOff := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutOff()
 	srv := &http.Server{
 		Handler:           running.handler(h),
-		ReadHeaderTimeout: headerTimeout,
+		BaseContext:       func(net.Listener) context.Context { return context.WithValue(cut, cutKey{}, cut) },
+		ReadHeaderTimeout: g.cfg.HeaderTimeout,
 		IdleTimeout:       keepAliveTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
@@ -56,11 +58,30 @@ func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Li
 		if err := srv.Shutdown(deadline); err != nil {
 			g.log.Warn("cutting off requests that did not finish in time", "timeout", g.cfg.ShutdownTimeout)
 			srv.Close()
+			cutOff()
 		}
 		running.close()
 		return nil
 	})
 	return group.Wait()
+}
+
+// cutKey is the key, in a request's context, of one that ends when the request is cut off.
+type cutKey struct{}
+
+// untilCutOff returns a context that does not end when a client leaves, only when the
+// server cuts off what still runs: an upload may wait for room, not for its client.
+func untilCutOff(ctx context.Context) (context.Context, context.CancelFunc) {
+	free, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	cut, ok := ctx.Value(cutKey{}).(context.Context)
+	if !ok { // not served by Serve
+		return free, cancel
+	}
+	stop := context.AfterFunc(cut, cancel)
+	return free, func() {
+		stop()
+		cancel()
+	}
 }
 
 // A gate counts the requests that run, since http.Server forgets those whose connections

@@ -57,6 +57,8 @@ type Options struct {
 	// AllowMissingPacks opens a store that lacks packs that the index names. It is for
 	// repairing it, which makes it one that opens without: see CheckOptions.
 	AllowMissingPacks bool
+	// Limits say how much is taken in at a time.
+	Limits Limits
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 
@@ -81,6 +83,7 @@ func (o *Options) setDefaults() {
 	if o.PlanCache == 0 {
 		o.PlanCache = 32 << 20
 	}
+	o.Limits.setDefaults()
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -99,6 +102,7 @@ type Store struct {
 	spool    *spool
 	uploader *uploader
 	commits  *committer
+	uploads  *admission
 	plans    *planCache
 	buffers  bufferPool
 	encoders chan *packfile.Encoder // one for each processor
@@ -155,6 +159,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	s.memory, s.decoding = semaphore.NewWeighted(opts.PieceMemory), semaphore.NewWeighted(opts.DecoderMemory)
 	s.packs = newPackTable(opts.Bucket, s.ix)
 	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, s.log)
+	s.uploads = newAdmission(opts.Limits, opts.State, s.uploader, s.log)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
@@ -204,7 +209,7 @@ func (s *Store) commit(ctx context.Context, r *request) error {
 	return s.commits.submit(ctx, r)
 }
 
-// Close waits for running commits, seals the open pack, uploads as much of the spool as
+// Close turns away uploads that wait for room, waits for running commits, seals the open pack, uploads as much of the spool as
 // it can before ctx ends, and closes the index. What stays in the spool is uploaded by
 // the next process.
 func (s *Store) Close(ctx context.Context) error {
@@ -215,6 +220,7 @@ func (s *Store) Close(ctx context.Context) error {
 	}
 	s.closed = true
 	s.open.Unlock()
+	s.uploads.close()
 	close(s.commits.requests)
 	err := s.committing.Wait()
 	s.stopUpload()

@@ -24,10 +24,17 @@ var ErrConflict = errors.New("exists already with other contents")
 // commit whether this is the file that it should be. Nothing stays of a file that is
 // refused. When PutNAR returns nil the commit is on disk and visible.
 //
-// Errors wrap ErrBadUpload, ErrConflict, or what accept returned; what is wrong with the
+// Before it reads the first byte it waits until the Limits allow that.
+//
+// Errors wrap ErrBadUpload, ErrConflict, ErrTooLarge, ErrNoSpace, or what accept returned; what is wrong with the
 // compression wraps an error of package compression as well.
 func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept func(*File) error) (*File, error) {
-	u := newUpload(r)
+	end, err := s.uploads.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	u := newUpload(newSizeLimit(r, s.MaxNAR()))
 	head, err := u.Peek(compression.HeaderSize)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -64,7 +71,7 @@ func (s *Store) putNAR(ctx context.Context, name string, typ compression.Type, u
 		crc = crc32.NewIEEE()
 		plain = io.TeeReader(plain, crc)
 	}
-	o, err := s.ingest(ctx, plain, true)
+	o, err := s.ingest(ctx, newSizeLimit(plain, s.MaxNAR()), true)
 	if err != nil {
 		return nil, badFile(err)
 	}
@@ -175,6 +182,11 @@ func (s *Store) commitFile(ctx context.Context, f *File, o *object) error {
 			return nil, fmt.Errorf("%s %w", f.Name, ErrConflict)
 		}
 		return records, nil
+	}
+	if !r.stage.empty() {
+		if err := s.uploads.waitForSpool(ctx); err != nil {
+			return err
+		}
 	}
 	return s.commit(ctx, r)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 	"text/tabwriter"
 
@@ -103,7 +104,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	}
 	ix := s.ix.Stats()
 	st.IndexBytes, st.FilterBytes = ix.Disk, ix.Filter
-	st.MaskingSavedBytes = int64(float64(c.variants.sum()-c.masked.sum()) * ratio(st.FrameBytes, st.ChunkBytes))
+	st.MaskingSavedBytes = int64(math.Round(float64(c.variants.sum()-c.masked.sum()) * ratio(st.FrameBytes, st.ChunkBytes)))
 	st.setRatios()
 	return st, nil
 }

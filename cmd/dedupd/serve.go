@@ -133,6 +133,9 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, PlanCache: int64(s.Memory) / 16,
 	}
+	opts.Limits = chunkstore.Limits{
+		MaxNAR: int64(s.MaxNAR), MaxUploads: s.MaxUploads, SpoolSize: int64(s.SpoolSize), MinFree: int64(s.MinFree),
+	}
 	if s.StoreDir != "" || s.Splitter != "" {
 		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))
 	}

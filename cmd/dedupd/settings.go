@@ -39,6 +39,10 @@ type Settings struct {
 	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
 	ScrubRate       Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
 	MaxFile         Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
+	MaxNAR          Bytes    `toml:"max-nar" help:"size of the largest NAR, and of the largest file with one, that can be uploaded"`
+	MaxUploads      int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
+	SpoolSize       Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
+	MinFree         Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
 
@@ -53,6 +57,7 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
 		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
+		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
@@ -92,6 +97,10 @@ func (s *Settings) validate() error {
 	need(s.FlushInterval > 0, "flush-interval is not above 0")
 	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)
 	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)
+	need(s.MaxNAR >= 1<<20, "max-nar is %v, below 1MiB", s.MaxNAR)
+	need(s.MaxUploads > 0, "max-uploads is %d, not above 0", s.MaxUploads)
+	need(s.SpoolSize >= s.PackSize, "spool-size is %v, below pack-size", s.SpoolSize)
+	need(s.MinFree > 0, "min-free is not above 0")
 	need(s.IdleTimeout > 0, "idle-timeout is not above 0")
 	need(s.ShutdownTimeout > 0, "shutdown-timeout is not above 0")
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)

@@ -130,7 +130,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.ContentLength != 0 {
 		// net/http reads what is left of a short body, and has no time limit of its own.
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.cfg.IdleTimeout))
+		// A client that asked first and is refused sends nothing.
+		wait := g.cfg.IdleTimeout
+		if resp.status >= 400 && r.Header["Expect"] != nil {
+			wait = min(wait, time.Second)
+		}
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait))
 	}
 	if g.cfg.AccessLog {
 		g.log.LogAttrs(r.Context(), slog.LevelInfo, "request",

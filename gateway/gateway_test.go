@@ -45,6 +45,12 @@ type server struct {
 // start starts a server. When the test ends, it is stopped and its store checked.
 func start(t testing.TB, change ...func(*gateway.Config)) *server {
 	t.Helper()
+	return startLimited(t, chunkstore.Limits{}, change...)
+}
+
+// startLimited starts a server whose store has limits.
+func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gateway.Config)) *server {
+	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), log: &logBuffer{}, client: &http.Client{Transport: &http.Transport{
 		DisableCompression: true, ExpectContinueTimeout: 5 * time.Second,
 	}}}
@@ -54,7 +60,7 @@ func start(t testing.TB, change ...func(*gateway.Config)) *server {
 	}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	s.store, err = chunkstore.Open(t.Context(), chunkstore.Options{
-		State: filepath.Join(s.dir, "state"), Bucket: b, Repository: chunkstore.DefaultRepository(storeDir, chunkstore.FastCDC), Log: log,
+		State: filepath.Join(s.dir, "state"), Bucket: b, Repository: chunkstore.DefaultRepository(storeDir, chunkstore.FastCDC), Log: log, Limits: limits,
 	})
 	if err != nil {
 		t.Fatal(err)

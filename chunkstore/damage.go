@@ -117,15 +117,12 @@ func (s *Store) noteDamage(ctx context.Context, p *plan, cause error) {
 		return
 	}
 	if err == nil {
-		err = s.commit(ctx, &request{records: func(ctx context.Context, a *applier) ([]packfile.Record, error) {
-			return a.damageRecords(ctx, s, found)
-		}})
+		err = s.markDamaged(ctx, found)
 	}
 	if err != nil {
 		s.log.Error("could not note damage", "object", hashText(p.hash), "cause", cause, "err", err)
 		return
 	}
-	s.plans.cache.InvalidateAll()
 	s.log.Error("chunks are damaged; what needs them is absent until it is uploaded again",
 		"object", hashText(p.hash), "chunks", len(found), "pack", found[0].pack, "offset", found[0].offset, "err", cause)
 }

@@ -64,6 +64,10 @@ flush-interval = "1s"
 memory = "1GiB"
 scrub-rate = 0
 max-file = "1MiB"
+max-nar = "2MiB"
+max-uploads = 3
+spool-size = "4MiB"
+min-free = "5MiB"
 idle-timeout = "1s"
 shutdown-timeout = "1s"
 access-log = false
@@ -73,6 +77,7 @@ log-format = "json"
 	want := &Settings{
 		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
 		Priority: 1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
+		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
 	}
 	for _, f := range want.fields() {

@@ -3,9 +3,14 @@ package chunkstore
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/dedupd/dedupd/bucket"
@@ -34,6 +39,9 @@ type Repository struct {
 	// Literal is the length in bytes below which a piece of a NAR stands in its recipe
 	// instead of being a chunk.
 	Literal int `json:"literal"`
+	// ID is drawn when the repository is created: 32 hexadecimal digits. By it a state
+	// directory knows its own. It is no setting.
+	ID string `json:"id"`
 }
 
 const (
@@ -105,6 +113,9 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 		return Repository{}, fmt.Errorf("there is no repository in %s, and the state directory belongs to one: is this the right bucket?", b)
 	}
 	if errors.Is(err, bucket.ErrNotFound) {
+		var id [16]byte
+		rand.Read(id[:]) // never fails
+		want.ID = hex.EncodeToString(id[:])
 		data, _ := json.MarshalIndent(want, "", "  ")
 		data = append(data, '\n')
 		err = b.Put(ctx, repositoryKey, bytes.NewReader(data), int64(len(data)))
@@ -119,10 +130,50 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 	if err := have.Validate(); err != nil {
 		return Repository{}, fmt.Errorf("open repository in %s: %w", b, err)
 	}
-	if have != want && !anything {
+	if len(have.ID) != 32 {
+		return Repository{}, fmt.Errorf("open repository in %s: %q is not an ID", b, have.ID)
+	}
+	if want.ID = have.ID; have != want && !anything {
 		return Repository{}, fmt.Errorf("repository in %s was created with other settings, which cannot be changed: it has %+v, asked for %+v", b, have, want)
 	}
 	return have, nil
+}
+
+// ownerFile of a state directory holds the ID of the repository that it belongs to.
+const ownerFile = "repository"
+
+// stateOwner returns the ID of the repository that a state directory belongs to, "" if
+// it is new.
+func stateOwner(state string) (string, error) {
+	id, err := os.ReadFile(filepath.Join(state, ownerFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(id)), err
+}
+
+// claimState makes a new state directory the repository's, durably. It is an error if it
+// is another's: its index and its spool are of no use here, and do harm.
+func (r Repository) claimState(state, owner string) error {
+	if owner == r.ID {
+		return nil
+	}
+	if owner != "" {
+		return fmt.Errorf("state directory %s belongs to repository %s, the bucket holds %s: is this the right bucket?", state, owner, r.ID)
+	}
+	f, err := os.CreateTemp(state, ownerFile+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(r.ID + "\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(state, ownerFile))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("claim state directory: %w", err)
+	}
+	return syncDir(state)
 }
 
 func readRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {

@@ -147,9 +147,16 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
-	// With packs in the index a bucket without a repository is the wrong one, or a disk
-	// that is not mounted.
-	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh); err != nil {
+	owner, err := stateOwner(opts.State)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	// Where the state is somebody's a bucket without a repository is the wrong one, or a
+	// disk that is not mounted.
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh && owner == ""); err != nil {
+		return nil, err
+	}
+	if err := s.repo.claimState(opts.State, owner); err != nil {
 		return nil, err
 	}
 	if err := s.makeCodecs(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -80,20 +81,22 @@ func (r *recovery) readSpool(ctx context.Context) error {
 	if err := os.MkdirAll(r.staging, 0o700); err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(r.spool.dir, "*", "*"))
-	if err != nil {
-		return err
-	}
 	found := map[packfile.Name][]string{} // suffixes
-	for _, path := range files {
-		rel, _ := filepath.Rel(r.spool.dir, path)
-		ext := filepath.Ext(rel)
-		name, err := packfile.ParseName(filepath.ToSlash(strings.TrimSuffix(rel, ext)))
+	err := fs.WalkDir(os.DirFS(r.spool.dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		ext := filepath.Ext(path)
+		name, err := packfile.ParseName(strings.TrimSuffix(path, ext))
 		if err != nil {
 			r.log.Warn("spool holds a file that is not dedupd's", "path", path)
-			continue
+			return nil
 		}
 		found[name] = append(found[name], ext)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	names := slices.Collect(maps.Keys(found))
 	sortNames(names)

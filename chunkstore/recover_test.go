@@ -537,3 +537,21 @@ func TestOtherBucket(t *testing.T) {
 	}
 	checkNAR(t, r, rnd, b)
 }
+
+// The name of the state directory means nothing: not to the code that looks for packs.
+func TestOddStateDirectory(t *testing.T) {
+	rnd := testSeed(t)
+	dir := filepath.Join(t.TempDir(), "a [b] *")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 5000)})
+	s := testStore(t, dir)
+	putNAR(t, s, b)
+	copied := filepath.Join(t.TempDir(), "c [d] *")
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, copied)
+	checkNAR(t, s, rnd, b)
+}

@@ -36,7 +36,7 @@ func startChild(ctx context.Context, cmd *exec.Cmd, addr, probe, log string, qui
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	// Should this program be killed, its servers go too.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -98,9 +98,10 @@ func (c *child) stop() (time.Duration, error) {
 	return c.cmd.ProcessState.UserTime() + c.cmd.ProcessState.SystemTime(), nil
 }
 
-// kill ends the child if it still runs.
+// kill ends the child if it still runs, and its own children with it: nginx's workers
+// outlive their master.
 func (c *child) kill() {
-	c.cmd.Process.Kill()
+	syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
 	<-c.done
 }
 

@@ -90,6 +90,17 @@ func (t *packTable) dropLocal(number uint32) {
 	}
 }
 
+// close closes the files of the spool. A reader that is not done closes its own.
+func (t *packTable) close() {
+	t.mu.Lock()
+	local := t.local
+	t.local = map[uint32]*localPack{}
+	t.mu.Unlock()
+	for _, p := range local {
+		t.release(p)
+	}
+}
+
 func (t *packTable) release(p *localPack) {
 	t.mu.Lock()
 	p.refs--

@@ -1,9 +1,7 @@
 // Package chunkstore is the engine of dedupd: it takes objects in, NARs above all, cuts
 // them into chunks, commits them to packs, and gives them back.
 //
-// Files, in the order of a chunk's life: ingest, cutter, mask and split (what a chunk
-// is), stage, committer, spool and uploader (how it comes to the bucket), apply and
-// records (what the index says of it), plan and read (how it is served).
+// docs/architecture.md follows a chunk through the files of this package.
 package chunkstore
 
 import (
@@ -238,6 +236,9 @@ func (s *Store) Close(ctx context.Context) error {
 
 func (s *Store) release() error {
 	var errs []error
+	if s.packs != nil {
+		s.packs.close()
+	}
 	if s.ix != nil {
 		errs = append(errs, s.ix.Close())
 	}

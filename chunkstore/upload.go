@@ -26,8 +26,9 @@ var ErrConflict = errors.New("exists already with other contents")
 //
 // Before it reads the first byte it waits until the Limits allow that.
 //
-// Errors wrap ErrBadUpload, ErrConflict, ErrTooLarge, ErrNoSpace, or what accept returned; what is wrong with the
-// compression wraps an error of package compression as well.
+// Errors wrap ErrBadUpload, ErrConflict, ErrTooLarge, ErrNoSpace, or what accept
+// returned; what is wrong with the compression wraps an error of package compression as
+// well.
 func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept func(*File) error) (*File, error) {
 	end, err := s.uploads.begin(ctx)
 	if err != nil {

@@ -68,8 +68,11 @@ func layerOf(pkg string) int {
 }
 
 // testSupport returns the package that pkg helps to test: bucket for bucket/buckettest,
-// and "" for packages that are not of this kind.
+// the whole module for faultfs, and "" for packages that are not of this kind.
 func testSupport(pkg string) string {
+	if pkg == "faultfs" {
+		return "."
+	}
 	if parent := path.Dir(pkg); path.Base(pkg) == path.Base(parent)+"test" {
 		return parent
 	}

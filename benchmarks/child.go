@@ -167,8 +167,10 @@ func (b *bench) serveRepository(ctx context.Context, r repository, splitter stri
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"serve", "--bucket", "file://" + r.bucket, "--state", r.state, "--listen", addr, "--splitter", splitter}
-	cmd := exec.Command(b.dedupd, append(args, strings.Fields(b.serveFlags)...)...)
+	args := append(slices.Clone(b.launcher), b.dedupd, "serve", "--bucket", "file://"+r.bucket, "--state", r.state,
+		"--listen", addr, "--splitter", splitter)
+	args = append(args, strings.Fields(b.serveFlags)...)
+	cmd := exec.Command(args[0], args[1:]...)
 	// Settings in the environment are the operator's, not the benchmark's.
 	environ := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DEDUPD_") })
 	cmd.Env = append(environ, "HOME="+r.home, "XDG_DATA_HOME="+r.home)

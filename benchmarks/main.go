@@ -26,6 +26,8 @@ type bench struct {
 	name   string
 	work   string // temporary directory, removed after the run
 	dedupd string // binary that is measured
+
+	launcher []string // what the server's command line begins with, if not with dedupd
 }
 
 // settings are the flags.
@@ -54,11 +56,16 @@ var benchmarks = []struct {
 	{"narinfo", "narinfo requests a second, against nginx", narinfos},
 	{"memory", "peak memory of 16 uploads at once", memory},
 	{"index", "index of ten million chunks", indexes},
+	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if len(os.Args) > 2 && os.Args[1] == unsyncedName {
+		fmt.Fprintln(os.Stderr, "benchmarks:", execUnsynced(os.Args[2:]))
+		os.Exit(1)
+	}
 	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "benchmarks:", err)
 		os.Exit(1)

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+const (
+	smallPaths   = 1000
+	smallClients = 16
+)
+
+// fsyncs measures how long many small paths take to upload, by the clock: with syncs as
+// they are, and with a server for which they do nothing. State and bucket are on the
+// disk of -dir.
+func fsyncs(ctx context.Context, b *bench) ([]row, error) {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(b.work, &disk); err != nil {
+		return nil, err
+	}
+	if disk.Type == unix.TMPFS_MAGIC {
+		return nil, errors.New("syncing costs nothing in memory: set -dir to a directory on a disk")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	paths, err := b.makeSmallPaths(filepath.Join(b.work, "small"))
+	if err != nil {
+		return nil, err
+	}
+	unsynced := *b
+	unsynced.launcher = []string{self, unsyncedName}
+	var with, without []float64
+	for i := range b.rounds {
+		first, second := b, &unsynced
+		if i%2 == 1 { // what one leaves in the caches of the disk goes to either
+			first, second = second, first
+		}
+		for _, variant := range []*bench{first, second} {
+			spent, err := variant.copyOnce(ctx, fmt.Sprintf("fsync-%d", i), paths)
+			if err != nil {
+				return nil, err
+			}
+			if variant == b {
+				with = append(with, spent.Seconds())
+			} else {
+				without = append(without, spent.Seconds())
+			}
+		}
+		b.progress("round %d of %d: %.3f s, without syncs %.3f s", i+1, b.rounds, with[i], without[i])
+	}
+	what := fmt.Sprintf("%d small paths, %d clients", smallPaths, smallClients)
+	return []row{
+		compare(what, "s", with, "without syncs", without, atMost(2)),
+		{What: "the same", Unit: "paths a second", Value: smallPaths / median(with)},
+		{What: fmt.Sprintf("volume of %d NARs", len(paths)), Unit: "MB", Value: float64(narBytes(paths)) / 1e6},
+	}, nil
+}
+
+// copyOnce returns how long it takes to copy paths to a new repository, which is removed.
+func (b *bench) copyOnce(ctx context.Context, name string, paths []storePath) (time.Duration, error) {
+	defer os.RemoveAll(filepath.Join(b.work, name))
+	server, err := b.serveRepository(ctx, b.repository(name), b.splitter)
+	if err != nil {
+		return 0, err
+	}
+	defer server.kill()
+	// Whatever was written before is not to be waited for now.
+	unix.Sync()
+	start := time.Now()
+	if err := copyTo(ctx, server.url, paths, smallClients); err != nil {
+		return 0, err
+	}
+	spent := time.Since(start)
+	_, err = server.stop()
+	return spent, err
+}
+
+// makeSmallPaths makes paths of one file of 1 to 8 KiB each, below dir.
+func (b *bench) makeSmallPaths(dir string) ([]storePath, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	random := rand.NewChaCha8([32]byte{})
+	paths := make([]storePath, smallPaths)
+	for i := range paths {
+		p, err := makeSmallPath(dir, random)
+		if err != nil {
+			return nil, err
+		}
+		paths[i] = p
+	}
+	return paths, nil
+}
+
+func makeSmallPath(dir string, random *rand.ChaCha8) (storePath, error) {
+	size := 1<<10 + int64(random.Uint64()%(7<<10))
+	contents := make([]byte, (size+1)/2)
+	random.Read(contents)
+	// Half as much when it is compressed, as code and texts are.
+	text := fmt.Appendf(nil, "%x", contents)[:size]
+	head, tail := bigNARFrame(size)
+	nar := append(append([]byte(head), text...), tail...)
+	hash := sha256.Sum256(nar)
+
+	part := binary.LittleEndian.AppendUint64(nil, random.Uint64())
+	path, err := narinfo.ParseBaseName(narinfo.EncodeNix32(append(part, hash[:12]...)) + "-small")
+	if err != nil {
+		return storePath{}, err
+	}
+	info := &narinfo.NarInfo{
+		StorePath: path, URL: "nar/" + narinfo.EncodeNix32(hash[:]) + ".nar", Compression: "none",
+		NarHash: hash, NarSize: uint64(len(nar)),
+	}
+	file := filepath.Join(dir, path.HashPart()+".nar")
+	return storePath{
+		narinfo: path.HashPart() + ".narinfo", text: info.Append(nil, "/nix/store"), nar: info.URL, file: file,
+		narHash: "sha256:" + narinfo.EncodeNix32(hash[:]), narSize: int64(len(nar)),
+	}, os.WriteFile(file, nar, 0o644)
+}

@@ -167,14 +167,22 @@ func (b *bench) serveRepository(ctx context.Context, r repository, splitter stri
 	if err != nil {
 		return nil, err
 	}
-	args := append(slices.Clone(b.launcher), b.dedupd, "serve", "--bucket", "file://"+r.bucket, "--state", r.state,
-		"--listen", addr, "--splitter", splitter)
-	args = append(args, strings.Fields(b.serveFlags)...)
-	cmd := exec.Command(args[0], args[1:]...)
+	args := append([]string{"serve", "--listen", addr, "--splitter", splitter}, strings.Fields(b.serveFlags)...)
+	// Not the context's to kill: stop does, gracefully.
+	cmd := b.command(context.WithoutCancel(ctx), r, args...)
+	return startChild(ctx, cmd, addr, "/nix-cache-info", r.log, syscall.SIGTERM)
+}
+
+// command is dedupd with the given arguments, on the repository.
+func (b *bench) command(ctx context.Context, r repository, args ...string) *exec.Cmd {
+	line := append(slices.Clone(b.launcher), b.dedupd)
+	line = append(line, args...)
+	line = append(line, "--bucket", "file://"+r.bucket, "--state", r.state)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	// Settings in the environment are the operator's, not the benchmark's.
 	environ := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DEDUPD_") })
 	cmd.Env = append(environ, "HOME="+r.home, "XDG_DATA_HOME="+r.home)
-	return startChild(ctx, cmd, addr, "/nix-cache-info", r.log, syscall.SIGTERM)
+	return cmd
 }
 
 // restart stops c, which seals and uploads what is in the spool, and starts it again.

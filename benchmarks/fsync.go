@@ -96,8 +96,12 @@ func (b *bench) makeSmallPaths(dir string) ([]storePath, error) {
 	random := rand.NewChaCha8([32]byte{})
 	paths := make([]storePath, smallPaths)
 	for i := range paths {
-		p, err := makeSmallPath(dir, random)
+		p, nar, err := makeSmallPath(random)
 		if err != nil {
+			return nil, err
+		}
+		p.file = filepath.Join(dir, p.narinfo+".nar")
+		if err := os.WriteFile(p.file, nar, 0o644); err != nil {
 			return nil, err
 		}
 		paths[i] = p
@@ -105,28 +109,28 @@ func (b *bench) makeSmallPaths(dir string) ([]storePath, error) {
 	return paths, nil
 }
 
-func makeSmallPath(dir string, random *rand.ChaCha8) (storePath, error) {
+// makeSmallPath returns a path and its NAR, which is in no file.
+func makeSmallPath(random *rand.ChaCha8) (p storePath, nar []byte, err error) {
 	size := 1<<10 + int64(random.Uint64()%(7<<10))
 	contents := make([]byte, (size+1)/2)
 	random.Read(contents)
 	// Half as much when it is compressed, as code and texts are.
 	text := fmt.Appendf(nil, "%x", contents)[:size]
 	head, tail := bigNARFrame(size)
-	nar := append(append([]byte(head), text...), tail...)
+	nar = append(append([]byte(head), text...), tail...)
 	hash := sha256.Sum256(nar)
 
 	part := binary.LittleEndian.AppendUint64(nil, random.Uint64())
 	path, err := narinfo.ParseBaseName(narinfo.EncodeNix32(append(part, hash[:12]...)) + "-small")
 	if err != nil {
-		return storePath{}, err
+		return p, nil, err
 	}
 	info := &narinfo.NarInfo{
 		StorePath: path, URL: "nar/" + narinfo.EncodeNix32(hash[:]) + ".nar", Compression: "none",
 		NarHash: hash, NarSize: uint64(len(nar)),
 	}
-	file := filepath.Join(dir, path.HashPart()+".nar")
 	return storePath{
-		narinfo: path.HashPart() + ".narinfo", text: info.Append(nil, "/nix/store"), nar: info.URL, file: file,
+		narinfo: path.HashPart() + ".narinfo", text: info.Append(nil, "/nix/store"), nar: info.URL,
 		narHash: "sha256:" + narinfo.EncodeNix32(hash[:]), narSize: int64(len(nar)),
-	}, os.WriteFile(file, nar, 0o644)
+	}, nar, nil
 }

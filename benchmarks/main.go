@@ -57,6 +57,8 @@ var benchmarks = []struct {
 	{"memory", "peak memory of 16 uploads at once", memory},
 	{"index", "index of ten million chunks", indexes},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
+	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
+	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
 }
 
 func main() {

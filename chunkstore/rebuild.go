@@ -96,7 +96,7 @@ func RebuildIndex(ctx context.Context, opts Options, r RebuildOptions) (*Rebuild
 		r.Memory = 128 << 20
 	}
 	opts.rebuild, opts.progress = true, r.Progress
-	opts.memtable = int(min(r.Memory/2, 1<<30)) // while one is written another fills
+	opts.IndexMemory = int(min(r.Memory/2, 1<<30)) // while one is written another fills
 	s, err := Open(ctx, opts)
 	if err != nil {
 		return nil, fmt.Errorf("rebuild index: %w", err)
@@ -124,11 +124,11 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 	if aside {
 		s.log.Info("the index is being rebuilt from the packs", "path", path)
 	}
-	ix, err := index.OpenBolt(path, index.Options{Memtable: s.opts.memtable})
+	ix, err := index.OpenBolt(path, index.Options{Memtable: s.opts.IndexMemory})
 	if errors.Is(err, index.ErrDamaged) {
 		s.log.Error("the index is damaged; it is put aside and rebuilt from the packs", "err", err)
 		if aside, err = putAside(path); err == nil {
-			ix, err = index.OpenBolt(path, index.Options{Memtable: s.opts.memtable})
+			ix, err = index.OpenBolt(path, index.Options{Memtable: s.opts.IndexMemory})
 		}
 	}
 	if err != nil {

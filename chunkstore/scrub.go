@@ -125,7 +125,7 @@ func (sc *scrubber) patiently(ctx context.Context, text string, r *ScrubRound) e
 	if err != nil {
 		return fmt.Errorf("mark of the index: %w", err)
 	}
-	for wait := minRetry; ; wait = min(2*wait, maxRetry) {
+	for wait := sc.store.opts.RetryInterval; ; wait = min(2*wait, maxRetry*sc.store.opts.RetryInterval) {
 		before := *r
 		err := sc.pack(ctx, name, r)
 		if err == nil || ctx.Err() != nil || errors.Is(err, index.ErrClosed) || errors.Is(err, ErrClosed) || errors.Is(err, ErrBroken) {

@@ -52,6 +52,12 @@ type Options struct {
 	DecoderMemory int64
 	// PlanCache bounds, in bytes, what is remembered of how to serve NARs; default 32 MiB.
 	PlanCache int64
+	// IndexMemory bounds, in bytes, the changes of the index that wait to be written, and
+	// those that are being written; default 64 MiB each.
+	IndexMemory int
+	// RetryInterval is how long a failed upload of a pack waits before it is tried again;
+	// default 1 s. Each further failure doubles that, up to 60 times as long.
+	RetryInterval time.Duration
 	// AllowMissingPacks opens a store that lacks packs that the index names. It is for
 	// repairing it, which makes it one that opens without: see CheckOptions.
 	AllowMissingPacks bool
@@ -61,7 +67,6 @@ type Options struct {
 	Log *slog.Logger
 
 	rebuild  bool // the index; see RebuildIndex
-	memtable int  // of the index, bytes; 0 for its default
 	progress func(RebuildProgress)
 }
 
@@ -80,6 +85,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.PlanCache == 0 {
 		o.PlanCache = 32 << 20
+	}
+	if o.RetryInterval == 0 {
+		o.RetryInterval = time.Second
 	}
 	o.Limits.setDefaults()
 	if o.Log == nil {
@@ -163,7 +171,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	s.plans = newPlanCache(opts.PlanCache)
 	s.memory, s.decoding = semaphore.NewWeighted(opts.PieceMemory), semaphore.NewWeighted(opts.DecoderMemory)
 	s.packs = newPackTable(opts.Bucket, s.ix)
-	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, s.log)
+	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, opts.RetryInterval, s.log)
 	s.uploads = newAdmission(opts.Limits, opts.State, s.uploader, s.log)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)

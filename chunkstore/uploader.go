@@ -23,6 +23,7 @@ type uploader struct {
 	ix     index.Index
 	spool  *spool
 	packs  *packTable
+	retry  time.Duration // see Options.RetryInterval
 	log    *slog.Logger
 
 	mu       sync.Mutex
@@ -33,9 +34,9 @@ type uploader struct {
 	wake     chan struct{} // capacity 1
 }
 
-func newUploader(b bucket.Bucket, ix index.Index, spool *spool, packs *packTable, log *slog.Logger) *uploader {
+func newUploader(b bucket.Bucket, ix index.Index, spool *spool, packs *packTable, retry time.Duration, log *slog.Logger) *uploader {
 	return &uploader{
-		bucket: b, ix: ix, spool: spool, packs: packs, log: log,
+		bucket: b, ix: ix, spool: spool, packs: packs, retry: retry, log: log,
 		change: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -46,8 +47,7 @@ const (
 	maxUploaded    = 8 // packs
 	maxUploadedAge = time.Minute
 
-	minRetry = time.Second
-	maxRetry = time.Minute
+	maxRetry = 60 // times Options.RetryInterval
 )
 
 func (u *uploader) add(p *sealedPack) {
@@ -88,14 +88,14 @@ func (u *uploader) run(ctx context.Context) {
 }
 
 func (u *uploader) uploadAll(ctx context.Context) {
-	for delay := minRetry; ; {
+	for delay := u.retry; ; {
 		p := u.next()
 		if p == nil {
 			return
 		}
 		err := u.upload(ctx, p)
 		if err == nil {
-			delay = minRetry
+			delay = u.retry
 			if err := u.reap(ctx, false); err != nil && ctx.Err() == nil {
 				u.log.Error("could not take packs out of the spool", "err", err)
 			}
@@ -110,7 +110,7 @@ func (u *uploader) uploadAll(ctx context.Context) {
 			return
 		case <-time.After(delay/2 + rand.N(delay/2)):
 		}
-		delay = min(2*delay, maxRetry)
+		delay = min(2*delay, maxRetry*u.retry)
 	}
 }
 

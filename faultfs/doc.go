@@ -19,4 +19,7 @@
 // The file system runs in a process of its own, since a process that maps a file which it
 // serves itself can come to wait for itself. It is the test's own binary, started again:
 // TestMain begins with Child.
+//
+// An Image is the same for disks: it knows nothing of files, and a real file system is put
+// on it, whose journal and whose order of writes decide what a power cut leaves.
 package faultfs

@@ -1,11 +1,12 @@
 # make test    install what the tests need, and run them
 # make race    the same with the race detector
 # make ci      everything that CI runs
+# make powercut TIME=10m    cut the power of a server's disk again and again; as root
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
 
 GO ?= go
 
-.PHONY: build test race vet ci bench deps clean
+.PHONY: build test race vet ci bench powercut deps clean
 
 build:
 	$(GO) build -o dedupd ./cmd/dedupd
@@ -24,6 +25,12 @@ ci:
 
 bench:
 	scripts/with-deps $(GO) run ./benchmarks $(ARGS) $(NAME)
+
+# In namespaces of its own: whatever ends it, no process and no mount stays.
+TIME ?= 10m
+powercut:
+	DEDUPD_POWERCUT=$(TIME) scripts/with-deps unshare --mount --pid --fork --kill-child --mount-proc \
+		$(GO) test -count 1 -timeout 0 -v -run TestPowerCut ./cmd/dedupd
 
 deps:
 	scripts/with-deps true

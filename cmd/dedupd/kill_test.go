@@ -54,14 +54,12 @@ func TestKill(t *testing.T) {
 			clients.Go(func() { k.upload(r) })
 		}
 		time.Sleep(time.Duration(20+rnd.IntN(700)) * time.Millisecond)
-		k.cmd.Process.Kill()
-		k.cmd.Wait()
+		k.kill()
 		clients.Wait()
 
 		k.start()
 		k.verify(round)
-		k.cmd.Process.Kill()
-		k.cmd.Wait()
+		k.kill()
 	}
 	if len(k.acked) < rounds {
 		t.Errorf("only %d paths were acknowledged: the test did nothing", len(k.acked))
@@ -73,8 +71,7 @@ func TestKill(t *testing.T) {
 type killer struct {
 	t   *testing.T
 	dir string
-	cmd *exec.Cmd
-	url string
+	*child
 
 	mu    sync.Mutex
 	acked map[string][32]byte // hash parts of paths, and the hashes of their NARs
@@ -82,35 +79,68 @@ type killer struct {
 
 func (k *killer) start() {
 	k.t.Helper()
-	k.cmd = exec.Command(os.Args[0], "serve", "--listen", "127.0.0.1:0", "--access-log=false", "--key-files=none",
-		"--bucket", "file://"+filepath.Join(k.dir, "bucket"), "--state", filepath.Join(k.dir, "state"),
-		"--pack-size", "1MiB", "--flush-interval", "200ms")
-	k.cmd.Env = append(os.Environ(), asCommand+"=1")
-	var stderr bytes.Buffer
-	k.cmd.Stderr = &stderr
-	stdout, err := k.cmd.StdoutPipe()
-	if err == nil {
-		err = k.cmd.Start()
-	}
-	if err != nil {
+	var err error
+	if k.child, err = startChild(k.dir); err != nil {
 		k.t.Fatal(err)
 	}
-	k.t.Cleanup(func() { k.cmd.Process.Kill() })
-	lines := bufio.NewScanner(stdout)
+	k.t.Cleanup(k.child.kill)
+	if err := k.child.ready(); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// A child is a server in a process of its own, that can be killed.
+type child struct {
+	cmd    *exec.Cmd
+	stdout io.Reader
+	stderr *buffer
+	url    string // when it is ready
+}
+
+// startChild starts a server with bucket and state below dir.
+func startChild(dir string) (*child, error) {
+	c := &child{stderr: new(buffer)}
+	c.cmd = childCommand(dir, "serve", "--listen", "127.0.0.1:0", "--access-log=false", "--key-files=none",
+		"--pack-size", "1MiB", "--flush-interval", "200ms", "--min-free", "32MiB")
+	c.cmd.Stderr = c.stderr
+	var err error
+	if c.stdout, err = c.cmd.StdoutPipe(); err != nil {
+		return nil, err
+	}
+	return c, c.cmd.Start()
+}
+
+// childCommand is a command of dedupd on the store below dir.
+func childCommand(dir, name string, args ...string) *exec.Cmd {
+	args = append([]string{name, "--bucket", "file://" + filepath.Join(dir, "bucket"), "--state", filepath.Join(dir, "state")}, args...)
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asCommand+"=1")
+	return cmd
+}
+
+// ready waits until the server serves.
+func (c *child) ready() error {
+	lines := bufio.NewScanner(c.stdout)
 	for lines.Scan() {
 		if m := advice.FindStringSubmatch(lines.Text() + "\n"); m != nil {
-			k.url = m[1]
-			return
+			c.url = m[1]
+			return nil
 		}
 	}
-	k.cmd.Wait()
-	k.t.Fatalf("the server did not start:\n%s", &stderr)
+	c.cmd.Wait()
+	return fmt.Errorf("the server did not start:\n%s", c.stderr)
+}
+
+// kill ends the server without warning; again without effect.
+func (c *child) kill() {
+	c.cmd.Process.Kill()
+	c.cmd.Wait()
 }
 
 // upload puts paths until the server is gone.
 func (k *killer) upload(rnd *rand.Rand) {
 	for {
-		b, err := killNAR(rnd)
+		b, err := killNAR(rnd, 1+rnd.IntN(300_000))
 		if err != nil {
 			k.t.Error(err)
 			return
@@ -152,9 +182,9 @@ func (k *killer) put(path string, b []byte) bool {
 	return resp.StatusCode == 200
 }
 
-// killNAR makes a NAR, new in parts, with a store path in it.
-func killNAR(rnd *rand.Rand) ([]byte, error) {
-	data := make([]byte, 1+rnd.IntN(300_000))
+// killNAR makes a NAR of a file of size bytes, new in parts, with a store path in it.
+func killNAR(rnd *rand.Rand, size int) ([]byte, error) {
+	data := make([]byte, size)
 	common := rand.New(rand.NewPCG(rnd.Uint64N(8), 0)) // eight files, of which these are the heads
 	fresh := rnd.IntN(len(data))
 	for i := range data {

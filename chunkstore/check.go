@@ -37,7 +37,7 @@ type checker struct {
 	open  *openPack              // as it was at that moment, nil for none
 	used  map[uint32]int64       // chunks that the index has in each pack, as counted from the packs
 
-	frames     *frameReader
+	frames     frameReaders
 	known      *knownDamages
 	bad        map[packfile.ID]*damage // what this check found, of what the index uses
 	gone       map[uint32]*gonePack    // by their numbers, but for those that are known to be
@@ -58,7 +58,7 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, err
 	}
 	c.ReadData, c.Problems, c.AffectedPaths, c.AffectedFiles = opts.ReadData, []string{}, []string{}, []string{}
 	var err error
-	if c.frames, err = newFrameReader(s.packs); err != nil {
+	if c.frames, err = newFrameReaders(s.packs); err != nil {
 		return nil, err
 	}
 	err = s.commit(ctx, &request{inspect: func(open *openPack) (err error) {
@@ -167,10 +167,14 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 	if uint64(pack.Entries) != mark {
 		c.problem("pack %s: the index applied %d of %d entries", name, mark, pack.Entries)
 	}
+	var live []placedFrame
 	for i, f := range pack.Frames {
-		if err := c.checkFrame(ctx, name, number, pack.Offsets[i], f); err != nil {
+		if err := c.checkFrame(ctx, name, number, placedFrame{FrameInfo: f, at: pack.Offsets[i]}, &live); err != nil {
 			return err
 		}
+	}
+	if err := c.readFrames(ctx, name, number, live); err != nil {
+		return err
 	}
 	return pack.ForEachCommit(func(n int, commit *packfile.Commit) error {
 		return c.checkCommit(ctx, newCommitID(name, n), commit)
@@ -179,9 +183,10 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 
 func (c *checker) checkOpen(ctx context.Context, number uint32) error {
 	at, n := int64(packfile.HeaderSize), 0
+	var live []placedFrame
 	for _, e := range c.open.entries {
 		for _, f := range e.Frames {
-			if err := c.checkFrame(ctx, c.open.name, number, at, f); err != nil {
+			if err := c.checkFrame(ctx, c.open.name, number, placedFrame{FrameInfo: f, at: at}, &live); err != nil {
 				return err
 			}
 			at += f.Size()
@@ -199,11 +204,13 @@ func (c *checker) checkOpen(ctx context.Context, number uint32) error {
 		n++
 	}
 	c.PackBytes += at
-	return nil
+	return c.readFrames(ctx, c.open.name, number, live)
 }
 
-// checkFrame compares one frame of a pack with the index, and with its own bytes.
-func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uint32, at int64, f packfile.FrameInfo) error {
+// checkFrame compares one frame of a pack with the index, and adds it to live if the
+// index uses it.
+func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uint32, f placedFrame, live *[]placedFrame) error {
+	at := f.at
 	c.Frames++
 	ids := make([]index.Key, len(f.Chunks))
 	locs := make([]index.Location, len(f.Chunks))
@@ -213,16 +220,16 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 	if err := c.snap.Chunks(ctx, ids, locs); err != nil {
 		return err
 	}
-	live, start := false, uint32(0)
+	used, start := false, uint32(0)
 	for i, chunk := range f.Chunks {
-		want := frameLocation(number, at, f, i, start)
+		want := frameLocation(number, at, f.FrameInfo, i, start)
 		start += chunk.Len
 		damaged := c.known.places[damage{pack, uint64(at), chunk.ID}]
 		switch l := locs[i]; {
 		case l == want && damaged:
 			c.problem("pack %s: the index uses chunk %s at %d, which is damaged", pack, chunk.ID, at)
 		case l == want:
-			live = true
+			used = true
 			c.used[number]++
 		case damaged:
 		case l.Pack == 0:
@@ -231,21 +238,35 @@ func (c *checker) checkFrame(ctx context.Context, pack packfile.Name, number uin
 			c.problem("pack %s: the index describes chunk %s at %d as %+v, the directory as %+v", pack, chunk.ID, at, l, want)
 		}
 	}
-	if !live {
+	if used {
+		*live = append(*live, f)
+	} else {
 		c.DeadFrames++
 	}
-	if !c.opts.ReadData || !live {
-		return nil // nobody will read what is not used
+	return nil
+}
+
+// readFrames compares frames of a pack that the index uses with their own bytes. Nobody
+// will read others.
+func (c *checker) readFrames(ctx context.Context, pack packfile.Name, number uint32, live []placedFrame) error {
+	if !c.opts.ReadData {
+		return nil
 	}
-	err := c.frames.verify(ctx, number, at, f)
-	if !isDamage(err) {
-		c.BytesRead += f.Size()
+	if err := c.frames.verifyAll(ctx, number, live, nil); err != nil {
 		return err
 	}
-	c.damageFound(fmt.Sprintf("pack %s, frame at %d", pack, at), err)
-	for i, chunk := range f.Chunks {
-		if locs[i].Pack == number && int64(locs[i].Offset) == at {
-			c.bad[chunk.ID] = &damage{pack, uint64(at), chunk.ID}
+	for _, f := range live {
+		if f.err == nil {
+			c.BytesRead += f.Size()
+			continue
+		}
+		c.damageFound(fmt.Sprintf("pack %s, frame at %d", pack, f.at), f.err)
+		used, err := usedChunks(ctx, c.snap, pack, number, f)
+		if err != nil {
+			return err
+		}
+		for _, d := range used {
+			c.bad[d.id] = d
 		}
 	}
 	return nil

@@ -15,42 +15,6 @@ import (
 // maxMarks is the number of records that repairing puts into one commit.
 const maxMarks = 1000
 
-// A frameReader reads frames and proves that they are what was written. It is for one
-// goroutine.
-type frameReader struct {
-	packs *packTable
-	dec   *packfile.Decoder
-	buf   []byte
-}
-
-func newFrameReader(packs *packTable) (*frameReader, error) {
-	dec, err := packfile.NewDecoder()
-	return &frameReader{packs: packs, dec: dec}, err
-}
-
-// verify reads the frame at an offset of a pack, decodes it, and compares the IDs of its
-// chunks. If it fails it tries again: what is written down as damaged stays that. The
-// frame is in r.buf until the next call. isDamage tells the errors apart.
-func (r *frameReader) verify(ctx context.Context, pack uint32, at int64, f packfile.FrameInfo) error {
-	err := r.verifyOnce(ctx, pack, at, f)
-	if isDamage(err) {
-		err = r.verifyOnce(ctx, pack, at, f)
-	}
-	return err
-}
-
-func (r *frameReader) verifyOnce(ctx context.Context, pack uint32, at int64, f packfile.FrameInfo) error {
-	r.buf = slices.Grow(r.buf[:0], int(f.Size()))[:f.Size()]
-	if err := r.packs.readAt(ctx, pack, r.buf, at); err != nil {
-		return err
-	}
-	v, err := packfile.ParseFrame(f.Kind, len(f.Chunks), r.buf, f.Prefix, f.CRC)
-	if err != nil {
-		return err
-	}
-	return r.dec.Verify(&v, f.Chunks)
-}
-
 // readPack reads all of a sealed pack but its frames, and returns its length too.
 func (s *Store) readPack(ctx context.Context, name packfile.Name, number uint32) (*packfile.Pack, int64, error) {
 	size, err := s.packs.size(ctx, number)
@@ -150,7 +114,7 @@ func (c *checker) checkGone(ctx context.Context) error {
 			case p.loc.Chunks > 1:
 				err = packfile.ErrCorrupt // only the directory knows the others
 			default:
-				if err = c.frames.verify(ctx, number, int64(p.loc.Offset), p.frame()); err == nil {
+				if err = c.frames[0].verify(ctx, number, int64(p.loc.Offset), p.frame()); err == nil {
 					c.BytesRead += p.frame().Size()
 				}
 			}
@@ -238,10 +202,10 @@ func (c *checker) move(ctx context.Context, number uint32, g *gonePack) error {
 	defer st.close()
 	var marks []*damage
 	for _, p := range g.whole {
-		if err := c.frames.verify(ctx, number, int64(p.loc.Offset), p.frame()); err != nil {
+		if err := c.frames[0].verify(ctx, number, int64(p.loc.Offset), p.frame()); err != nil {
 			return err
 		}
-		if err := st.add(p.frame(), c.frames.buf); err != nil {
+		if err := st.add(p.frame(), c.frames[0].buf); err != nil {
 			return err
 		}
 		marks = append(marks, &damage{g.name, p.loc.Offset, p.id})

@@ -61,7 +61,7 @@ const scrubEvery = 24 * time.Hour
 //
 // It is to have returned before Close is called. What it does is in Stats.
 func (s *Store) Scrub(ctx context.Context, rate int64) error {
-	frames, err := newFrameReader(s.packs)
+	frames, err := newFrameReaders(s.packs)
 	if err != nil {
 		return fmt.Errorf("scrub: %w", err)
 	}
@@ -78,7 +78,7 @@ func (s *Store) Scrub(ctx context.Context, rate int64) error {
 // A scrubber is a running Scrub.
 type scrubber struct {
 	store  *Store
-	frames *frameReader
+	frames frameReaders
 	pace   pacer
 }
 
@@ -162,47 +162,57 @@ func (sc *scrubber) pack(ctx context.Context, name packfile.Name, r *ScrubRound)
 	} else if err != nil {
 		return err
 	}
-	r.Packs++
+	var live []placedFrame
 	for i, f := range pack.Frames {
-		if err := sc.frame(ctx, name, number, pack.Offsets[i], f, r); err != nil {
+		placed := placedFrame{FrameInfo: f, at: pack.Offsets[i]}
+		used, err := usedChunks(ctx, sc.store.ix, name, number, placed)
+		if err != nil {
+			return err
+		}
+		if len(used) > 0 {
+			live = append(live, placed)
+		}
+	}
+	if err := sc.frames.verifyAll(ctx, number, live, &sc.pace); err != nil {
+		return err
+	}
+	r.Packs++
+	for _, f := range live {
+		r.Frames++
+		r.Bytes += f.Size()
+		if f.err == nil {
+			continue
+		}
+		if err := sc.damaged(ctx, name, number, f, r); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// frame reads a frame if a chunk of it is used, and marks those that are if it is bad.
-func (sc *scrubber) frame(ctx context.Context, pack packfile.Name, number uint32, at int64, f packfile.FrameInfo, r *ScrubRound) error {
-	used, err := sc.used(ctx, pack, number, at, f)
-	if err != nil || len(used) == 0 {
-		return err
-	}
-	if err := sc.pace.wait(ctx, f.Size()); err != nil {
-		return err
-	}
-	r.Frames++
-	r.Bytes += f.Size()
-	err = sc.frames.verify(ctx, number, at, f)
-	if !isDamage(err) {
+// damaged marks the chunks of a bad frame that are used.
+func (sc *scrubber) damaged(ctx context.Context, pack packfile.Name, number uint32, f placedFrame, r *ScrubRound) error {
+	used, err := usedChunks(ctx, sc.store.ix, pack, number, f)
+	if err != nil {
 		return err
 	}
 	r.Damaged += int64(len(used))
 	sc.store.log.Error("scrubbing found damage; what needs it is absent until it is uploaded again",
-		"pack", pack, "offset", at, "chunks", len(used), "err", err)
+		"pack", pack, "offset", f.at, "chunks", len(used), "err", f.err)
 	return sc.store.markDamaged(ctx, used)
 }
 
-// used returns the chunks of a frame that the index has there, as damages.
-func (sc *scrubber) used(ctx context.Context, pack packfile.Name, number uint32, at int64, f packfile.FrameInfo) (used []*damage, err error) {
+// usedChunks returns the chunks of a frame that the index has there, as damages.
+func usedChunks(ctx context.Context, ix index.Reader, pack packfile.Name, number uint32, f placedFrame) (used []*damage, err error) {
 	ids := make([]index.Key, len(f.Chunks))
 	locs := make([]index.Location, len(f.Chunks))
 	for i, c := range f.Chunks {
 		ids[i] = index.Key(c.ID)
 	}
-	err = sc.store.ix.Chunks(ctx, ids, locs)
+	err = ix.Chunks(ctx, ids, locs)
 	for i, c := range f.Chunks {
-		if locs[i].Pack == number && int64(locs[i].Offset) == at {
-			used = append(used, &damage{pack, uint64(at), c.ID})
+		if locs[i].Pack == number && int64(locs[i].Offset) == f.at {
+			used = append(used, &damage{pack, uint64(f.at), c.ID})
 		}
 	}
 	return used, err

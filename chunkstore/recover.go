@@ -117,6 +117,11 @@ func (r *recovery) readSpooled(ctx context.Context, name packfile.Name, suffixes
 		}
 		return r.addSealed(ctx, name)
 	}
+	if _, ok := r.bucket[name]; ok {
+		// It was complete once. What removed it from here was not on disk when the power
+		// went, or failed.
+		return errors.Join(removeIfThere(r.spool.path(name, journalSuffix)), removeIfThere(r.spool.path(name, framesSuffix)))
+	}
 	p, err := r.reopen(name)
 	if err != nil {
 		return err

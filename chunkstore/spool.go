@@ -74,7 +74,7 @@ type openPack struct {
 	journal *os.File
 
 	frames    int64 // end of the frames
-	synced    int64 // end of the frames that are on disk
+	synced    int64 // end of the frames, with their header, that are on disk; 0 at first
 	entries   []packfile.Entry
 	metadata  int64 // bytes of the entries' commits
 	written   int   // entries that are in the journal, on disk
@@ -117,7 +117,7 @@ func (p *openPack) createFiles() (err error) {
 	if _, err := p.journal.Write(header); err != nil {
 		return err
 	}
-	p.synced, p.journaled = p.frames, int64(len(header))
+	p.journaled = int64(len(header)) // the header of the frames is synced with the first of them
 	if err := syncDir(dir); err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (p *openPack) rollback() error {
 		}
 	}
 	p.entries = p.entries[:p.written]
-	p.frames = p.synced
+	p.frames = max(p.synced, packfile.HeaderSize)
 	if err := errors.Join(cut(p.file, p.frames), cut(p.journal, p.journaled)); err != nil {
 		return fmt.Errorf("%w: roll back pack %s: %w", errUnknown, p.name, err)
 	}

@@ -70,7 +70,7 @@ func Start(dir string) (*FS, error) {
 	return f, nil
 }
 
-// Close unmounts the file system. Nothing may be open in it.
+// Close unmounts the file system. What is open in it is of no more use.
 func (f *FS) Close() error {
 	// The process ends when its input does.
 	err := f.client.Close()

@@ -223,10 +223,11 @@ func (f *fs) Rename(_ <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.
 	return fuse.Status(errno)
 }
 
-func (f *fs) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
-	return fuse.OK
-}
+// Files are opened, closed, and looked at without asking: so the kernel understands ENOSYS,
+// for good, and keeps what it has read.
+func (f *fs) Open(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
+func (f *fs) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status              { return fuse.ENOSYS }
+func (f *fs) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status            { return fuse.ENOSYS }
 
 func (f *fs) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	f.mu.Lock()
@@ -258,9 +259,6 @@ func (f *fs) sync(kind Kind, in *fuse.FsyncIn) fuse.Status {
 func (f *fs) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status    { return f.sync(Sync, in) }
 func (f *fs) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return f.sync(SyncDir, in) }
 
-func (f *fs) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status   { return fuse.OK }
-func (f *fs) Release(<-chan struct{}, *fuse.ReleaseIn)           {}
-func (f *fs) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.OK }
 func (f *fs) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 const childEnv = "DEDUPD_FAULTFS_MOUNT"
@@ -38,11 +39,7 @@ func serve(dir string) error {
 	if err != nil {
 		return fmt.Errorf("mount at %s: %w", dir, err)
 	}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		server.Serve()
-	}()
+	go server.Serve() // until this process ends
 	if err := server.WaitMount(); err != nil {
 		return fmt.Errorf("mount at %s: %w", dir, err)
 	}
@@ -51,10 +48,10 @@ func serve(dir string) error {
 		return err
 	}
 	commands.ServeConn(pipes{os.Stdin, os.Stdout}) // until stdin ends
-	if err := server.Unmount(); err != nil {
-		return err
+	// Whatever is still open is cut off.
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return server.Unmount() // not root: by fusermount
 	}
-	<-served
 	return nil
 }
 

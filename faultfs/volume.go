@@ -34,7 +34,7 @@ type Fault struct {
 	At    uint64        // the first that fails
 	Count uint64        // of the operations from At on; 0 means one
 	Errno syscall.Errno // with ENOSPC only At itself, and what takes space, fails
-	Short bool          // the operation At, if it is a write, writes half of its bytes
+	Short bool          // if At is a write it writes half of its bytes; without Errno nothing else happens
 }
 
 // Plan says what is to happen in a volume. The zero Plan is a disk that works.
@@ -152,8 +152,10 @@ func (v *volume) do(o operation) (int, syscall.Errno) {
 		if v.ops < f.At || v.ops >= f.At+max(1, f.Count) || f.Errno == syscall.ENOSPC && v.ops > f.At && !o.kind.allocates() {
 			continue
 		}
-		if f.Short && o.kind == Write && v.ops == f.At && len(o.write.data) > 1 {
-			o.write.data = o.write.data[:len(o.write.data)/2]
+		if f.Short && (f.Errno == 0 || v.ops == f.At && o.kind == Write) {
+			if o.kind == Write && len(o.write.data) > 1 {
+				o.write.data = o.write.data[:len(o.write.data)/2]
+			}
 			break
 		}
 		if o.kind == Sync {

@@ -149,7 +149,8 @@ func (p *openPack) empty() bool { return p.frames == packfile.HeaderSize && len(
 
 // write puts everything that was added on disk: the frames, then the journal.
 func (p *openPack) write() error {
-	if p.synced < p.frames {
+	// With the first entry the header, which has to be there even if there are no frames.
+	if p.synced < p.frames || p.written == 0 {
 		if err := p.file.Sync(); err != nil {
 			return fmt.Errorf("%w: sync frames of pack %s: %w", errUnknown, p.name, err)
 		}

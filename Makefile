@@ -2,11 +2,12 @@
 # make race    the same with the race detector
 # make ci      everything that CI runs
 # make powercut TIME=10m    cut the power of a server's disk again and again; as root
+# make simulate TIME=1h     the simulation, from SEED=… on or from anywhere
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
 
 GO ?= go
 
-.PHONY: build test race vet ci bench powercut deps clean
+.PHONY: build test race vet ci simulate bench powercut deps clean
 
 build:
 	$(GO) build -o dedupd ./cmd/dedupd
@@ -22,6 +23,9 @@ vet:
 
 ci:
 	.ci/run
+
+simulate:
+	DEDUPD_SIMULATE=$(or $(TIME),1h) SEED=$(SEED) $(GO) test -count 1 -timeout 0 -v -run '^TestSimulation$$' ./simulation
 
 bench:
 	scripts/with-deps $(GO) run ./benchmarks $(ARGS) $(NAME)

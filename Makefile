@@ -24,14 +24,15 @@ vet:
 ci:
 	.ci/run
 
+simulate: TIME ?= 1h
 simulate:
-	DEDUPD_SIMULATE=$(or $(TIME),1h) SEED=$(SEED) $(GO) test -count 1 -timeout 0 -v -run '^TestSimulation$$' ./simulation
+	DEDUPD_SIMULATE=$(TIME) SEED=$(SEED) $(GO) test -count 1 -timeout 0 -v -run '^TestSimulation$$' ./simulation
 
 bench:
 	scripts/with-deps $(GO) run ./benchmarks $(ARGS) $(NAME)
 
 # In namespaces of its own: whatever ends it, no process and no mount stays.
-TIME ?= 10m
+powercut: TIME ?= 10m
 powercut:
 	DEDUPD_POWERCUT=$(TIME) scripts/with-deps unshare --mount --pid --fork --kill-child --mount-proc \
 		$(GO) test -count 1 -timeout 0 -v -run TestPowerCut ./cmd/dedupd

@@ -300,7 +300,10 @@ func (c *client) getBody(w window, name string) []byte {
 		c.bug("GET %s: %v, Content-Length is %s", name, a, got)
 		return nil
 	}
-	return append([]byte{}, a.body.Bytes()...)
+	if a.body.Len() == 0 {
+		return []byte{}
+	}
+	return a.body.Bytes()
 }
 
 // getPart gets a part of what is under a name.

@@ -45,11 +45,11 @@ func newLibrary(rng *rand.Rand, storeDir string) *library {
 	for range 12 {
 		l.blobs = append(l.blobs, randomBytes(rng, randomSize(rng)))
 	}
-	l.blobs = append(l.blobs, randomBytes(rng, 1<<20+rng.IntN(3<<20)))
+	l.blobs = append(l.blobs, randomBytes(rng, 512<<10+rng.IntN(2<<20)))
 	return l
 }
 
-func randomSize(rng *rand.Rand) int { return rng.IntN(1 << (4 + rng.IntN(15))) }
+func randomSize(rng *rand.Rand) int { return rng.IntN(1 << (4 + rng.IntN(13))) }
 
 // randomBytes are random, or text, or zeros.
 func randomBytes(rng *rand.Rand, n int) []byte {
@@ -120,7 +120,7 @@ func (l *library) file(rng *rand.Rand, name string) file {
 			f.contents = append(f.contents, l.reference(rng)...)
 		default:
 			i := rng.IntN(len(l.blobs) - 1)
-			if rng.IntN(12) == 0 {
+			if rng.IntN(40) == 0 {
 				i = len(l.blobs) - 1 // the large one
 			}
 			blob := l.blobs[i]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 )
 
 // An answer is what a client has got.
@@ -31,6 +32,9 @@ func (a *answer) WriteHeader(status int) {
 
 func (a *answer) Write(p []byte) (int, error) {
 	a.WriteHeader(http.StatusOK)
+	if n, err := strconv.Atoi(a.header.Get("Content-Length")); err == nil && a.body.Len() == 0 && n < 64<<20 {
+		a.body.Grow(n)
+	}
 	if a.take >= 0 && a.body.Len()+len(p) > a.take {
 		return 0, errGone
 	}

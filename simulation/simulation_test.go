@@ -138,7 +138,7 @@ func (s *simulation) report(seed uint64, res *Result) {
 	s.mu.Lock()
 	s.bad++
 	s.mu.Unlock()
-	const again = 5
+	const again = 3
 	found := 0
 	for range again {
 		if len(s.runSeed(seed).Bugs) > 0 {

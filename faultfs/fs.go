@@ -14,6 +14,7 @@ import (
 // fs serves the volumes to the kernel. One lock is enough: everything is in memory.
 type fs struct {
 	fuse.RawFileSystem
+	server  *fuse.Server
 	mu      sync.Mutex
 	top     *node // the root, whose names are the volumes'; nobody changes it through the kernel
 	volumes map[string]*volume
@@ -47,9 +48,16 @@ func (f *fs) add(name string, v *volume) {
 	f.top.names[name] = v.root
 }
 
+// Init is called before any request.
+func (f *fs) Init(server *fuse.Server) { f.server = server }
+
+// drop removes a volume, and has the kernel forget its files, which are kept until then.
 func (f *fs) drop(name string) {
+	f.mu.Lock()
 	delete(f.volumes, name)
 	delete(f.top.names, name)
+	f.mu.Unlock()
+	f.server.EntryNotify(fuse.FUSE_ROOT_ID, name) // an error is that it does not know it
 }
 
 func (f *fs) attr(n *node, a *fuse.Attr) {

@@ -93,8 +93,6 @@ func (c *Commands) New(r *Request, _ *Reply) error {
 
 // Drop forgets a volume.
 func (c *Commands) Drop(r *Request, _ *Reply) error {
-	c.fs.mu.Lock()
-	defer c.fs.mu.Unlock()
 	c.fs.drop(r.Volume)
 	return nil
 }

@@ -205,6 +205,39 @@ func TestFailedSync(t *testing.T) {
 	}
 }
 
+// Of a sync that is interrupted nothing may have been done, and of a truncation nothing was.
+func TestInterrupted(t *testing.T) {
+	v := newTestVolume(t)
+	must(t, v.SetPlan(Plan{Snapshots: []uint64{4, 5}}))
+	f, err := os.Create(filepath.Join(v.Path(), "f")) // operation 1
+	must(t, err)
+	defer f.Close()
+	dir, err := os.Open(v.Path())
+	must(t, err)
+	must(t, errors.Join(dir.Sync(), dir.Close())) // 2
+	_, err = f.WriteString("text")                // 3
+	must(t, err)
+	must(t, f.Sync())      // 4
+	must(t, f.Truncate(3)) // 5
+	lost := 0
+	for seed := range uint64(50) {
+		c, _, err := v.Cut(4, seed)
+		must(t, err)
+		if tree(t, c)["f"] == "" {
+			lost++
+		}
+		must(t, c.Drop())
+	}
+	if lost == 0 || lost == 50 {
+		t.Errorf("after %d of 50 power cuts in a sync, the write before was lost", lost)
+	}
+	c, err := v.Copy(5)
+	must(t, err)
+	if got := tree(t, c)["f"]; got != "text" {
+		t.Errorf("after a kill in a truncation: got %q", got)
+	}
+}
+
 func TestKill(t *testing.T) {
 	if path := os.Getenv("FAULTFS_WRITE"); path != "" {
 		f, err := os.Create(path)

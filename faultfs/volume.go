@@ -88,10 +88,10 @@ func (v *volume) cloneBefore(o operation) *volume {
 	return c
 }
 
-// part returns what is done of o when it is interrupted.
+// part returns what is done of o when it is interrupted: some of a write, and else nothing.
 func (v *volume) part(o operation) operation {
 	if o.kind != Write {
-		return operation{kind: o.kind}
+		return operation{kind: Write}
 	}
 	rng := rand.New(rand.NewPCG(v.plan.Seed, v.ops))
 	o.write.data = o.write.data[:rng.IntN(len(o.write.data)+1)]

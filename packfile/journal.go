@@ -17,7 +17,7 @@ import (
 //	    38      entries, each:
 //	          4 length of the payload
 //	          4 CRC-32C of the sequence number and the payload
-//	          8 sequence number: 0, 1, 2, …
+//	          8 sequence number: 0, 1, 2, …; the highest bit is journalSynced
 //	            payload: frames as in the directory of a pack, then a commit or nothing
 //
 // All integers are little endian, but for those inside a name.
@@ -29,6 +29,10 @@ const (
 
 	// maxJournalEntry bounds the memory that replaying takes.
 	maxJournalEntry = 1 << 30
+
+	// journalSynced marks an entry that was written when all before it were on disk. So
+	// if one of these is not whole, it is no write that was cut short.
+	journalSynced = 1 << 63
 )
 
 // JournalHeader returns the bytes that a journal of the pack name starts with.
@@ -50,10 +54,22 @@ func AppendJournalEntry(b []byte, seq uint64, e *Entry) []byte {
 	return b
 }
 
+// AppendJournalGroup appends entries that are written and synced together, of which the
+// first is number seq. All entries before that must be on disk.
+func AppendJournalGroup(b []byte, seq uint64, entries []Entry) []byte {
+	mark := uint64(journalSynced)
+	for i := range entries {
+		b = AppendJournalEntry(b, seq|mark, &entries[i])
+		seq, mark = seq+1, 0
+	}
+	return b
+}
+
 // JournalReader reads the entries of a journal.
 type JournalReader struct {
 	r    io.Reader
 	seq  uint64
+	off  int64
 	err  error // of the last Next; there is none after it
 	Name Name  // of the pack
 }
@@ -78,7 +94,7 @@ func NewJournalReader(r io.Reader) (*JournalReader, error) {
 		return nil, err
 	}
 	c := cursor{b: h[12 : 12+NameSize]}
-	j := &JournalReader{r: r, Name: c.name("journal header")}
+	j := &JournalReader{r: r, off: journalHeaderSize, Name: c.name("journal header")}
 	if c.err != nil {
 		return nil, c.err
 	}
@@ -102,6 +118,9 @@ func (j *JournalReader) Next() (Entry, error) {
 	return e, nil
 }
 
+// Offset returns where the entries end that Next has returned.
+func (j *JournalReader) Offset() int64 { return j.off }
+
 func (j *JournalReader) next() (Entry, error) {
 	var h [journalEntrySize]byte
 	if _, err := io.ReadFull(j.r, h[:]); err == io.EOF || err == io.ErrUnexpectedEOF {
@@ -124,8 +143,44 @@ func (j *JournalReader) next() (Entry, error) {
 	if sum := updateChecksum(checksum(h[8:]), buf); sum != binary.LittleEndian.Uint32(h[4:]) {
 		return Entry{}, corruptf("journal entry %d: wrong checksum", j.seq)
 	}
-	if seq := binary.LittleEndian.Uint64(h[8:]); seq != j.seq {
+	if seq := binary.LittleEndian.Uint64(h[8:]) &^ journalSynced; seq != j.seq {
 		return Entry{}, corruptf("journal entry %d has the number %d", j.seq, seq)
 	}
-	return parseEntry(buf)
+	e, err := parseEntry(buf)
+	if err == nil {
+		j.off += int64(len(h) + len(buf))
+	}
+	return e, err
+}
+
+// A FoundEntry is one that was found behind damage in a journal.
+type FoundEntry struct {
+	Entry
+	Seq uint64
+	// Synced says that all entries before this one were on disk when it was written.
+	Synced bool
+}
+
+// FindEntries looks for whole entries in what follows the place where reading a journal
+// failed, or in a journal without a header. seq is the number of the entry that failed; a
+// journal that was cut short by a crash has no entry above it that is Synced. Numbers rise
+// but may have gaps. The entries alias b.
+func FindEntries(b []byte, seq uint64) (found []FoundEntry) {
+	le := binary.LittleEndian
+	for end := seq + uint64(len(b)/journalEntrySize); len(b) >= journalEntrySize; {
+		n := le.Uint64(b[8:])
+		number, size := n&^journalSynced, uint64(le.Uint32(b))
+		if number >= seq && number <= end && size <= uint64(len(b)-journalEntrySize) && size <= maxJournalEntry {
+			whole := b[:journalEntrySize+size]
+			if checksum(whole[8:]) == le.Uint32(whole[4:]) {
+				if e, err := parseEntry(whole[journalEntrySize:]); err == nil {
+					found = append(found, FoundEntry{e, number, n&journalSynced != 0})
+					b, seq = b[len(whole):], number+1
+					continue
+				}
+			}
+		}
+		b = b[1:]
+	}
+	return found
 }

@@ -227,3 +227,64 @@ func fuzzJournal(t *testing.T, b []byte) {
 		t.Fatalf("journal % x is written as % x", b, again)
 	}
 }
+
+// The highest bit of a number says that what comes before is on disk; it changes nothing
+// for a reader.
+func TestJournalGroup(t *testing.T) {
+	want := testEntries()
+	b := AppendJournalGroup(JournalHeader(testName), 0, want[:2])
+	b = AppendJournalGroup(b, 2, want[2:])
+	_, got, err := readJournal(bytes.NewReader(b))
+	if err != io.EOF || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	found := FindEntries(b[journalHeaderSize:], 0)
+	for i, f := range found {
+		if f.Seq != uint64(i) || f.Synced != (i == 0 || i == 2) || !reflect.DeepEqual(f.Entry, want[i]) {
+			t.Errorf("entry %d: found %+v", i, f)
+		}
+	}
+	if len(found) != len(want) {
+		t.Errorf("found %d entries", len(found))
+	}
+}
+
+// TestFindEntries flips every bit of a journal, and cuts it: what is whole is found.
+func TestFindEntries(t *testing.T) {
+	entries := testEntries()
+	b, ends := testJournal(testName, entries)
+	for bit := range len(b) * 8 {
+		bad := slices.Clone(b)
+		bad[bit/8] ^= 1 << (bit % 8)
+		hit := slices.IndexFunc(ends, func(end int) bool { return bit/8 < end })
+		if bit/8 < journalHeaderSize {
+			hit = -1
+		}
+		checkFound(t, bit, FindEntries(bad, 0), entries, func(i int) bool { return i != hit })
+	}
+	for n := range b {
+		checkFound(t, n, FindEntries(b[:n], 0), entries, func(i int) bool { return ends[i] <= n })
+		checkFound(t, n, FindEntries(b[n:], 0), entries, func(i int) bool {
+			return n <= journalHeaderSize || i > 0 && n <= ends[i-1]
+		})
+	}
+	if got := FindEntries(b, 3); got != nil {
+		t.Errorf("numbers below the one asked for: %+v", got)
+	}
+}
+
+func checkFound(t *testing.T, at int, got []FoundEntry, all []Entry, want func(i int) bool) {
+	t.Helper()
+	for i, e := range all {
+		if !want(i) {
+			continue
+		}
+		if len(got) == 0 || got[0].Seq != uint64(i) || !reflect.DeepEqual(got[0].Entry, e) {
+			t.Fatalf("at %d: entry %d was not found in %+v", at, i, got)
+		}
+		got = got[1:]
+	}
+	if len(got) > 0 {
+		t.Fatalf("at %d: found %+v too", at, got)
+	}
+}

@@ -127,6 +127,14 @@ func (c *checker) checkPacks(ctx context.Context) (err error) {
 		names = append(names, name)
 		c.packs[name] = true
 	}
+	for _, unmarked := range []map[packfile.Name]bool{c.store.missed, c.store.partial} {
+		for name := range unmarked {
+			if !c.packs[name] {
+				names = append(names, name)
+				c.packs[name] = true
+			}
+		}
+	}
 	sortNames(names)
 	for i, name := range names {
 		err := c.checkPack(ctx, name, marks[name.String()])
@@ -139,6 +147,9 @@ func (c *checker) checkPacks(ctx context.Context) (err error) {
 	}
 	return nil
 }
+
+// errPartial is of a pack whose commits are not all in the index.
+var errPartial = errors.New("commits were left out: packs that they rely on are missing or damaged; restore or repair those, and start again")
 
 func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64) error {
 	if c.known.packs[name] {
@@ -164,7 +175,8 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 		return err
 	}
 	c.PackBytes += size
-	if uint64(pack.Entries) != mark {
+	partial := c.store.partial[name]
+	if uint64(pack.Entries) != mark && !partial {
 		c.problem("pack %s: the index applied %d of %d entries", name, mark, pack.Entries)
 	}
 	var live []placedFrame
@@ -175,6 +187,10 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 	}
 	if err := c.readFrames(ctx, name, number, live); err != nil {
 		return err
+	}
+	if partial {
+		c.damageFound("pack "+name.String(), errPartial)
+		return nil
 	}
 	return pack.ForEachCommit(func(n int, commit *packfile.Commit) error {
 		return c.checkCommit(ctx, newCommitID(name, n), commit)
@@ -427,7 +443,10 @@ func (c *checker) checkNames(ctx context.Context) error {
 
 func (c *checker) checkContent(ctx context.Context, hash Hash, size int64, isNAR bool) error {
 	row, err := c.snap.Get(ctx, index.Contents, hash[:])
-	if err != nil {
+	if errors.Is(err, index.ErrNotFound) && len(c.known.packs) > 0 {
+		c.absent[hash] = true // it was in a pack that is known to be lost
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("object %x: %w", hash, err)
 	}
 	_, body := splitRow(row)
@@ -474,7 +493,7 @@ func (c *checker) checkBucket(ctx context.Context) error {
 		case info.Key == repositoryKey:
 		case !isPack || err != nil:
 			c.problem("the bucket holds %s, which is not dedupd's", info.Key)
-		case !c.packs[name] && name.Writer != c.store.spool.writer:
+		case !c.packs[name] && !c.known.packs[name] && name.Writer != c.store.spool.writer:
 			c.problem("the bucket holds pack %s, which the index does not know", name)
 		}
 		return nil

@@ -162,28 +162,29 @@ func exists(path string) (bool, error) {
 
 // indexRebuilt completes the report when everything is applied. If there is an old
 // index aside, it ends the rebuilding: the new one is made durable, then the old one goes.
-func (s *Store) indexRebuilt(ctx context.Context, r *recovery) error {
+// It says whether there was.
+func (s *Store) indexRebuilt(ctx context.Context, r *recovery) (bool, error) {
 	begun := time.Now()
 	s.rebuilt.RebuildProgress, s.rebuilt.Omitted = r.progress, r.omitted
 	old := filepath.Join(s.opts.State, indexFile+oldSuffix)
 	aside, err := exists(old)
 	if err != nil || !aside && !s.opts.rebuild {
-		return err
+		return false, err
 	}
 	if aside {
 		if err := s.compareOld(ctx, r, old); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := s.ix.Flush(ctx); err != nil {
-		return err
+		return false, err
 	}
 	s.rebuilt.Elapsed += time.Since(begun)
 	s.log.Info("the index is rebuilt", "packs", s.rebuilt.Packs, "chunks", s.rebuilt.Chunks, "elapsed", s.rebuilt.Elapsed)
 	if err := removeIfThere(old); err != nil {
-		return err
+		return false, err
 	}
-	return syncDir(s.opts.State)
+	return true, syncDir(s.opts.State)
 }
 
 // compareOld notes which packs the index aside had that are gone.
@@ -224,7 +225,8 @@ type tail struct {
 	name packfile.Name
 	size int64 // of the whole pack, bytes
 	from io.ReaderAt
-	pack *packfile.Pack // once it is read
+	pack *packfile.Pack // once it is read; nil if it is damaged
+	err  error          // of reading it
 	done chan struct{}  // closed when reading it has ended, well or not
 }
 
@@ -250,8 +252,9 @@ const (
 	tailsAheadSize = 512 << 20
 )
 
-// readTails calls fn with the packs in their order, while it reads the next ones.
-func readTails(ctx context.Context, tails []*tail, fn func(*packfile.Pack) error) error {
+// readTails calls fn with the tails in their order, while it reads the next ones. One that
+// is damaged has no pack; other errors end it.
+func readTails(ctx context.Context, tails []*tail, fn func(*tail) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	room := semaphore.NewWeighted(tailsAheadSize)
 	queue := make(chan *tail, tailsAhead)
@@ -273,10 +276,10 @@ func readTails(ctx context.Context, tails []*tail, fn func(*packfile.Pack) error
 	})
 	group.Go(func() error {
 		for t := range queue {
-			if <-t.done; t.pack == nil {
-				return nil // its error is the group's
+			if <-t.done; t.err != nil && !isDamage(t.err) {
+				return nil // it is the group's
 			}
-			if err := fn(t.pack); err != nil {
+			if err := fn(t); err != nil {
 				return err
 			}
 			t.pack = nil
@@ -289,12 +292,17 @@ func readTails(ctx context.Context, tails []*tail, fn func(*packfile.Pack) error
 
 func (t *tail) weight() int64 { return min(t.size, tailsAheadSize) }
 
-func (t *tail) read() (err error) {
+func (t *tail) read() error {
 	defer close(t.done)
-	if t.pack, err = packfile.Read(t.name, t.from, t.size); err != nil {
-		return fmt.Errorf("read pack %s: %w", t.name, err)
+	for range 2 { // what is written down as damaged is looked at twice
+		if t.pack, t.err = packfile.Read(t.name, t.from, t.size); !isDamage(t.err) {
+			break
+		}
 	}
-	return nil
+	if t.err == nil || isDamage(t.err) {
+		return nil
+	}
+	return fmt.Errorf("read pack %s: %w", t.name, t.err)
 }
 
 // A progressLog counts what is applied, and says so now and then.

@@ -133,8 +133,12 @@ func (c *checker) checkGone(ctx context.Context) error {
 // unreadable says whether an object cannot be served for damage that is known, or for
 // damage that this check has found.
 func (c *checker) unreadable(ctx context.Context, o *content) (known, found bool, err error) {
-	if len(c.known.chunks)+len(c.bad) == 0 {
+	lost := len(c.known.packs) > 0
+	if len(c.known.chunks)+len(c.bad) == 0 && !lost {
 		return false, false, nil
+	}
+	if _, err := c.snap.Get(ctx, index.Recipes, o.recipe[:]); lost && errors.Is(err, index.ErrNotFound) {
+		return true, false, nil // it was in a pack that is known to be lost
 	}
 	r, err := getRecipe(ctx, c.snap, o.recipe)
 	if err != nil {
@@ -155,7 +159,7 @@ func (c *checker) unreadable(ctx context.Context, o *content) (known, found bool
 		case c.bad[it.id] != nil:
 			found = true
 		case locs[i].Pack != 0:
-		case c.known.chunks[it.id]:
+		case c.known.chunks[it.id] || lost:
 			known = true
 		default:
 			return false, false, fmt.Errorf("object %x: chunk %s is missing: %w", o.hash, it.id, packfile.ErrCorrupt)

@@ -20,8 +20,11 @@ import (
 //	<writer>/<sequence>-<random>.frames   an open pack: header and frames, and
 //	<writer>/<sequence>-<random>.journal  its journal
 //	<writer>/<sequence>-<random>.pack     a sealed pack
+//	<writer>/<sequence>-<random>.new      one that recovery writes
+//	….damaged                             one of these that recovery set aside
 //
 // Sealing completes the .frames file, syncs it and renames it, then removes the journal.
+// While there is a journal the pack's file is not believed to be on disk.
 type spool struct {
 	dir    string
 	writer [10]byte // this process
@@ -32,6 +35,8 @@ const (
 	framesSuffix  = ".frames"
 	journalSuffix = ".journal"
 	packSuffix    = ".pack"
+	newSuffix     = ".new"
+	damagedSuffix = ".damaged"
 )
 
 func newSpool(dir string) (*spool, error) {
@@ -155,13 +160,10 @@ func (p *openPack) write() error {
 			return fmt.Errorf("%w: sync frames of pack %s: %w", errUnknown, p.name, err)
 		}
 	}
-	var b []byte
-	for i := p.written; i < len(p.entries); i++ {
-		b = packfile.AppendJournalEntry(b, uint64(i), &p.entries[i])
-	}
-	if b == nil {
+	if p.written == len(p.entries) {
 		return nil
 	}
+	b := packfile.AppendJournalGroup(nil, uint64(p.written), p.entries[p.written:])
 	if _, err := p.journal.Write(b); err != nil {
 		return fmt.Errorf("write journal of pack %s: %w", p.name, err)
 	}

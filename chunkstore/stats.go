@@ -54,6 +54,8 @@ type Stats struct {
 	IndexBytes  int64 `json:"index_bytes"`  // on disk
 	FilterBytes int64 `json:"filter_bytes"` // in memory
 
+	// Recovered is what opening the store has found and done.
+	Recovered RecoveryReport `json:"recovered"`
 	// Scrub is what scrubbing does and found last.
 	Scrub *ScrubStatus `json:"scrub"`
 
@@ -102,6 +104,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	if st.Scrub, err = s.scrubStatus(ctx, snap); err != nil {
 		return nil, err
 	}
+	st.Recovered = s.recovered
 	ix := s.ix.Stats()
 	st.IndexBytes, st.FilterBytes = ix.Disk, ix.Filter
 	st.MaskingSavedBytes = int64(math.Round(float64(c.variants.sum()-c.masked.sum()) * ratio(st.FrameBytes, st.ChunkBytes)))
@@ -283,6 +286,7 @@ func (st *Stats) WriteText(w io.Writer) error {
 	if st.AbsentObjects > 0 {
 		row("damaged", "%d objects, which are absent until they are uploaded again", st.AbsentObjects)
 	}
+	st.Recovered.writeRows(row)
 	if st.Scrub != nil {
 		st.Scrub.writeRows(row)
 	}

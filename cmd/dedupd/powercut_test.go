@@ -40,8 +40,8 @@ func TestPowerCut(t *testing.T) {
 			p.keep()
 			t.Fatalf("seed %d, history %d, cut %d: %v", p.seed, p.count.histories, p.count.cuts, err)
 		}
+		t.Logf("%+v", p.count)
 	}
-	t.Logf("%+v", p.count)
 	if p.count.cuts > 10 && (p.count.acked == 0 || p.count.disk.Dropped == 0) {
 		t.Error("the test did nothing")
 	}

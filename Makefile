@@ -2,12 +2,13 @@
 # make race    the same with the race detector
 # make ci      everything that CI runs
 # make powercut TIME=10m    cut the power of a server's disk again and again; as root
+# make faults FAULTS=all     break the disk, kill the server and cut its power, at every operation of a run
 # make simulate TIME=1h     the simulation, from SEED=… on or from anywhere
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
 
 GO ?= go
 
-.PHONY: build test race vet ci simulate bench powercut deps clean
+.PHONY: build test race vet ci faults simulate bench powercut deps clean
 
 build:
 	$(GO) build -o dedupd ./cmd/dedupd
@@ -23,6 +24,10 @@ vet:
 
 ci:
 	.ci/run
+
+faults: FAULTS ?= all
+faults:
+	DEDUPD_FAULTS=$(FAULTS) $(GO) test -count 1 -p 1 -timeout 0 -v -run '^(TestFault|TestKillPoints)' ./chunkstore ./cmd/dedupd
 
 simulate: TIME ?= 1h
 simulate:

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dedupd/dedupd/faultfs"
 	"github.com/dedupd/dedupd/nar"
 	"github.com/dedupd/dedupd/narinfo"
 )
@@ -25,11 +25,9 @@ import (
 const asCommand = "DEDUPD_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
+	faultfs.Child()
 	if os.Getenv(asCommand) != "" {
-		if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+		main()
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -97,11 +95,12 @@ type child struct {
 	url    string // when it is ready
 }
 
-// startChild starts a server with bucket and state below dir.
-func startChild(dir string) (*child, error) {
+// startChild starts a server with bucket and state below dir, and settings that go before
+// those of all tests.
+func startChild(dir string, settings ...string) (*child, error) {
 	c := &child{stderr: new(buffer)}
-	c.cmd = childCommand(dir, "serve", "--listen", "127.0.0.1:0", "--access-log=false", "--key-files=none",
-		"--pack-size", "1MiB", "--flush-interval", "200ms", "--min-free", "32MiB")
+	c.cmd = childCommand(dir, "serve", append([]string{"--listen", "127.0.0.1:0", "--access-log=false", "--key-files=none",
+		"--pack-size", "1MiB", "--flush-interval", "200ms", "--min-free", "32MiB"}, settings...)...)
 	c.cmd.Stderr = c.stderr
 	var err error
 	if c.stdout, err = c.cmd.StdoutPipe(); err != nil {

@@ -305,8 +305,8 @@ func (c *committer) begin(ctx context.Context) error {
 		return err
 	}
 	if p.number, err = c.store.packs.number(ctx, p.name); err != nil {
-		p.close()
 		p.reader.Close()
+		p.discard()
 		return err
 	}
 	c.open, c.oldest = p, time.Time{}

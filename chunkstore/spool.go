@@ -91,10 +91,7 @@ type openPack struct {
 func (s *spool) create() (*openPack, error) {
 	p := &openPack{spool: s, name: s.newName(), frames: packfile.HeaderSize}
 	if err := p.createFiles(); err != nil {
-		p.close()
-		for _, suffix := range []string{framesSuffix, journalSuffix} {
-			os.Remove(s.path(p.name, suffix)) // else recovery does
-		}
+		p.discard()
 		return nil, fmt.Errorf("create pack %s: %w", p.name, err)
 	}
 	return p, nil
@@ -127,6 +124,14 @@ func (p *openPack) createFiles() (err error) {
 		return err
 	}
 	return syncDir(p.spool.dir)
+}
+
+// discard gives up a pack that nothing was added to.
+func (p *openPack) discard() {
+	p.close()
+	for _, suffix := range []string{framesSuffix, journalSuffix} {
+		os.Remove(p.spool.path(p.name, suffix)) // else recovery does
+	}
 }
 
 // close closes the files, but for the one that readers may be using.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/compression"
@@ -93,12 +94,17 @@ func statusOf(err error, method string) int {
 	case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt) && !put:
 		// What has lost a part counts as absent, so that a plain "nix copy" brings it back.
 		return http.StatusNotFound
-	case errors.Is(err, chunkstore.ErrNoSpace):
+	case errors.Is(err, chunkstore.ErrNoSpace), put && diskFull(err) && !errors.Is(err, chunkstore.ErrBroken):
 		return http.StatusInsufficientStorage
 	case errors.Is(err, chunkstore.ErrClosed), !put:
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
+}
+
+// diskFull says whether a write failed because there is no room for it.
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // message is what the client is told. What went wrong in the store is for the log only.
@@ -109,6 +115,10 @@ func message(err error, code int) string {
 			return refused.Error()
 		}
 		return strings.ToLower(http.StatusText(code))
+	case http.StatusInsufficientStorage:
+		if !errors.Is(err, chunkstore.ErrNoSpace) {
+			return chunkstore.ErrNoSpace.Error()
+		}
 	case http.StatusUnsupportedMediaType:
 		return fmt.Sprintf("%v; use one of %s", err, supported)
 	}

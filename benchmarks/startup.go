@@ -83,7 +83,7 @@ func (b *bench) startups(ctx context.Context, f filling) ([]row, error) {
 		return nil, err
 	}
 	var uploaded atomic.Int64
-	var times []float64
+	var times, cpus []float64
 	var size int64
 	var files int
 	for i := range b.rounds {
@@ -100,10 +100,16 @@ func (b *bench) startups(ctx context.Context, f filling) ([]row, error) {
 		}
 		times = append(times, time.Since(start).Seconds())
 		server = next
-		b.progress("%s, round %d of %d: %.3f s with %d bytes in %d files", f.name, i+1, b.rounds, times[i], size, files)
+		cpu, err := server.cpu()
+		if err != nil {
+			return nil, err
+		}
+		cpus = append(cpus, cpu.Seconds())
+		b.progress("%s, round %d of %d: %.3f s, CPU %.3f s, with %d bytes in %d files", f.name, i+1, b.rounds, times[i], cpus[i], size, files)
 	}
 	return []row{
 		{What: "start after kill -9, spool full of " + f.name, Unit: "s", Value: median(times), Target: atMost(5)},
+		{What: "CPU of that", Unit: "s", Value: median(cpus)},
 		{What: fmt.Sprintf("volume of the spool's %d files", files), Unit: "MB", Value: float64(size) / 1e6},
 	}, nil
 }

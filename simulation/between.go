@@ -2,7 +2,6 @@ package simulation
 
 import (
 	"context"
-	"encoding/binary"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -155,7 +154,7 @@ var losses = []struct {
 	{2, "index lost", func(r *run) { r.remove("state/index.bolt") }},
 	{2, "index rebuilt", (*run).rebuild},
 	{2, "state lost", (*run).loseState},
-	{2, "flipped in bucket", func(r *run) { r.flip(r.there, "bucket/packs", ".pack") }},
+	{2, "flipped in bucket", (*run).flipInBucket},
 }
 
 // between is the time between two lives.
@@ -233,13 +232,21 @@ func (r *run) rebuild() {
 	}
 }
 
-// tailFlips says that the tails of packs are damaged, too: not before an index can be
-// rebuilt without them.
-const tailFlips = false
+// flipInBucket damages a pack in the bucket. One that is still in the spool is left alone:
+// the damage would show only when it has left that, for a check looks there first.
+func (r *run) flipInBucket() {
+	paths := slices.DeleteFunc(r.files(r.there, "bucket/packs", ".pack"), func(path string) bool {
+		name, _ := filepath.Rel(filepath.Join(r.there.Path(), "bucket/packs"), path)
+		stem := filepath.Join(r.here.Path(), "state/spool", strings.TrimSuffix(name, ".pack"))
+		spooled, err := filepath.Glob(stem + ".*")
+		must(err)
+		return len(spooled) > 0
+	})
+	r.flip(paths)
+}
 
-// flip flips a bit in one of the files of a directory.
-func (r *run) flip(v *faultfs.Volume, dir string, suffixes ...string) {
-	paths := r.files(v, dir, suffixes...)
+// flip flips a bit in one of some files.
+func (r *run) flip(paths []string) {
 	if len(paths) == 0 {
 		return
 	}
@@ -250,13 +257,7 @@ func (r *run) flip(v *faultfs.Volume, dir string, suffixes ...string) {
 		return
 	}
 	at := r.rng.IntN(len(b))
-	if !tailFlips {
-		records := binary.LittleEndian.Uint64(b[len(b)-44:])
-		if records <= 48 {
-			return
-		}
-		at = 48 + r.rng.IntN(int(records)-48)
-	} else if r.rng.IntN(2) == 0 {
+	if r.rng.IntN(2) == 0 {
 		at = len(b) - 1 - r.rng.IntN(min(len(b), 2000)) // small, but there is much in it
 	}
 	r.logf("flip a bit in byte %d of %d of %s", at, len(b), path)

@@ -2,7 +2,6 @@ package simulation
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -288,7 +287,7 @@ func (r *run) check() {
 	report, err := r.life.store.Check(context.Background(), opts)
 	switch {
 	case r.model.isDamaged() || r.life.bucket.failures() != failures:
-	case err != nil && r.life.disk.Load() && errors.Is(err, chunkstore.ErrBroken):
+	case err != nil && r.life.disk.Load():
 	case err != nil:
 		r.bug("check: %v", err)
 	case report.ProblemCount > 0:

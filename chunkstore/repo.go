@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,6 +43,8 @@ type Repository struct {
 	// ID is drawn when the repository is created: 32 hexadecimal digits. By it a state
 	// directory knows its own. It is no setting.
 	ID string `json:"id"`
+	// Sum is the CRC-32C of the whole object, 8 hexadecimal digits, with zeros in their place.
+	Sum string `json:"sum"`
 }
 
 const (
@@ -116,8 +119,7 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 		var id [16]byte
 		rand.Read(id[:]) // never fails
 		want.ID = hex.EncodeToString(id[:])
-		data, _ := json.MarshalIndent(want, "", "  ")
-		data = append(data, '\n')
+		data := want.encode()
 		err = b.Put(ctx, repositoryKey, bytes.NewReader(data), int64(len(data)))
 		if err != nil && !errors.Is(err, bucket.ErrExists) {
 			return Repository{}, fmt.Errorf("create repository in %s: %w", b, err)
@@ -133,39 +135,47 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 	if len(have.ID) != 32 {
 		return Repository{}, fmt.Errorf("open repository in %s: %q is not an ID", b, have.ID)
 	}
-	if want.ID = have.ID; have != want && !anything {
+	if want.ID, want.Sum = have.ID, have.Sum; have != want && !anything {
 		return Repository{}, fmt.Errorf("repository in %s was created with other settings, which cannot be changed: it has %+v, asked for %+v", b, have, want)
 	}
 	return have, nil
 }
 
-// ownerFile of a state directory holds the ID of the repository that it belongs to.
+// ownerFile of a state directory is a copy of the settings of the repository that it
+// belongs to.
 const ownerFile = "repository"
 
-// stateOwner returns the ID of the repository that a state directory belongs to, "" if
+// stateOwner returns the repository that a state directory belongs to, the zero one if
 // it is new.
-func stateOwner(state string) (string, error) {
-	id, err := os.ReadFile(filepath.Join(state, ownerFile))
+func stateOwner(state string) (Repository, error) {
+	path := filepath.Join(state, ownerFile)
+	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return Repository{}, nil
+	} else if err != nil {
+		return Repository{}, err
 	}
-	return strings.TrimSpace(string(id)), err
+	r, err := decodeRepository(data)
+	if err != nil {
+		return r, fmt.Errorf("%s is damaged: put a copy of %s of the right bucket in its place: %w", path, repositoryKey, err)
+	}
+	return r, nil
 }
 
 // claimState makes a new state directory the repository's, durably. It is an error if it
 // is another's: its index and its spool are of no use here, and do harm.
-func (r Repository) claimState(state, owner string) error {
-	if owner == r.ID {
+func (r Repository) claimState(state string, owner Repository) error {
+	if owner.ID == r.ID {
 		return nil
 	}
-	if owner != "" {
-		return fmt.Errorf("state directory %s belongs to repository %s, the bucket holds %s: is this the right bucket?", state, owner, r.ID)
+	if owner.ID != "" {
+		return fmt.Errorf("state directory %s belongs to repository %s, the bucket holds %s: is this the right bucket?", state, owner.ID, r.ID)
 	}
 	f, err := os.CreateTemp(state, ownerFile+"-*")
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(r.ID + "\n")
+	_, err = f.Write(r.encode())
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), filepath.Join(state, ownerFile))
 	}
@@ -174,6 +184,38 @@ func (r Repository) claimState(state, owner string) error {
 		return fmt.Errorf("claim state directory: %w", err)
 	}
 	return syncDir(state)
+}
+
+// noSum stands where the sum is while it is computed.
+const noSum = "00000000"
+
+// encode returns the object that holds the settings.
+func (r Repository) encode() []byte {
+	r.Sum = noSum
+	data, _ := json.MarshalIndent(r, "", "  ") // never fails
+	data = append(data, '\n')
+	sum := settingsSum(data)
+	copy(data[bytes.LastIndex(data, []byte(noSum)):], sum)
+	return data
+}
+
+// decodeRepository is the inverse of encode. Bytes of a newer version, with other
+// settings, are checked as well.
+func decodeRepository(data []byte) (Repository, error) {
+	var r Repository
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Repository{}, fmt.Errorf("%w: %w", packfile.ErrCorrupt, err)
+	}
+	at := bytes.LastIndex(data, []byte(r.Sum))
+	data = bytes.Clone(data)
+	if len(r.Sum) != len(noSum) || at < 0 || copy(data[at:], noSum) < len(noSum) || settingsSum(data) != r.Sum {
+		return Repository{}, fmt.Errorf("%w: wrong checksum", packfile.ErrCorrupt)
+	}
+	return r, nil
+}
+
+func settingsSum(data []byte) string {
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 func readRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {
@@ -188,9 +230,9 @@ func readRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {
 	if err := b.ReadAt(ctx, repositoryKey, data, 0); err != nil {
 		return Repository{}, err
 	}
-	var r Repository
-	if err := json.Unmarshal(data, &r); err != nil {
-		return Repository{}, fmt.Errorf("%s: %w", repositoryKey, err)
+	r, err := decodeRepository(data)
+	if err != nil {
+		return r, fmt.Errorf("%s is damaged: put the file %q of the state directory in its place, which is a copy: %w", repositoryKey, ownerFile, err)
 	}
 	return r, nil
 }

@@ -1,12 +1,15 @@
 package chunkstore
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/packfile"
 )
 
 // A state directory serves no other repository than its own: neither one that looks the
@@ -47,4 +50,41 @@ func TestStateBelongsToRepository(t *testing.T) {
 			t.Errorf("index %v, the right bucket: %v", withIndex, err)
 		}
 	}
+}
+
+// A changed byte in either copy of the settings is noticed, and the message says where.
+func TestDamagedSettings(t *testing.T) {
+	dir := t.TempDir()
+	if err := testStore(t, dir).Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(dir, "bucket", repositoryKey), filepath.Join(dir, "state", ownerFile)} {
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for i := range whole {
+			b := bytes.Clone(whole)
+			b[i] ^= 1 << (i % 8)
+			if _, err := decodeRepository(b); !errors.Is(err, packfile.ErrCorrupt) {
+				t.Errorf("byte %d of %s: got %v", i, path, err)
+			}
+			if i%50 != 0 {
+				continue
+			}
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := openStore(t, dir); err == nil || !strings.Contains(err.Error(), filepath.Base(path)+" is damaged") {
+				t.Fatalf("byte %d of %s: got %v", i, path, err)
+			}
+		}
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testStore(t, dir)
 }

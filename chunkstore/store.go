@@ -162,7 +162,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	// Where the state is somebody's a bucket without a repository is the wrong one, or a
 	// disk that is not mounted.
-	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh && owner == ""); err != nil {
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh && owner.ID == ""); err != nil {
 		return nil, err
 	}
 	if err := s.repo.claimState(opts.State, owner); err != nil {

@@ -100,6 +100,10 @@ func (a *applier) findSpoiled(ctx context.Context) error {
 	})
 }
 
+// DamageCount changes whenever chunks have been marked as damaged: what was served before
+// may be absent from then on.
+func (s *Store) DamageCount() uint64 { return s.marked.Load() }
+
 // isDamage says whether an error of reading a frame means that it is not there as it
 // was written, and not that it cannot be had just now.
 func isDamage(err error) bool {

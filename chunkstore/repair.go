@@ -68,6 +68,7 @@ func damageFromKey(key []byte) (*damage, error) {
 // absent from now on, until it is uploaded again.
 func (s *Store) markDamaged(ctx context.Context, found []*damage) error {
 	// Also after an error: some may have been marked.
+	defer s.marked.Add(1)
 	defer s.plans.cache.InvalidateAll()
 	for batch := range slices.Chunk(found, maxMarks) {
 		err := s.commit(ctx, &request{records: func(ctx context.Context, a *applier) ([]packfile.Record, error) {

@@ -122,6 +122,7 @@ type Store struct {
 	missed    map[packfile.Name]bool // packs that Open did not find whole, and the index does not have
 	partial   map[packfile.Name]bool // packs of which commits rely on these, and were left out
 	damages   atomic.Uint64          // how often this process has found chunks damaged
+	marked    atomic.Uint64          // the same, counted when everybody sees it
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool

@@ -159,6 +159,7 @@ func TestDamage(t *testing.T) {
 	s.upload(f)
 	url := "/" + s.narInfo(f).URL
 	want := s.want(200, "GET", url, nil).body
+	s.want(200, "GET", f.narInfoURL(), nil)
 	if err := s.store.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +178,7 @@ func TestDamage(t *testing.T) {
 			t.Errorf("GET %s: got wrong bytes", url)
 		}
 	}
+	s.want(404, "GET", f.narInfoURL(), nil) // else nobody would upload it again
 	s.damaged = true
 }
 

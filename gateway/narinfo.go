@@ -21,12 +21,12 @@ import (
 
 // A narInfoText is a narinfo as it is served.
 type narInfoText struct {
-	body   []byte
-	length []string // the value of Content-Length, ready for a http.Header
+	body    []byte
+	length  []string // the value of Content-Length, ready for a http.Header
+	damages uint64   // Store.DamageCount before it was rendered
 }
 
-// narInfoAge is how long a rendered narinfo is remembered. It changes without a PUT
-// when a chunk of its NAR turns out to be damaged.
+// narInfoAge is how long a rendered narinfo is remembered.
 const narInfoAge = time.Minute
 
 func newNarInfoCache(bytes int64) *otter.Cache[string, *narInfoText] {
@@ -46,6 +46,11 @@ var (
 // getNarInfo answers by far the most requests: nothing that it does should allocate.
 func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 	text, ok := g.narInfos.GetIfPresent(res.id)
+	if ok && text.damages != g.store.DamageCount() {
+		// Its NAR may be what was damaged. A client that is told of it does not upload it.
+		g.narInfos.Invalidate(res.id)
+		ok = false
+	}
 	if !ok {
 		var err error
 		// Others may wait for the outcome, so that it must not depend on this client.
@@ -69,6 +74,7 @@ func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 // (Up to 2.34, Nix wants one where it writes a narinfo that it has read, as "nix store
 // sign" does: that has to be done to another store, before the upload.)
 func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoText, error) {
+	damages := g.store.DamageCount()
 	info, err := g.store.NarInfo(ctx, hashPart)
 	if err != nil {
 		return nil, err
@@ -84,7 +90,7 @@ func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoT
 	info.FileHash = narinfo.Hash{}
 	info.FileSize = uint64(o.FrameSize())
 	body := info.Append(nil, g.storeDir)
-	return &narInfoText{body, []string{strconv.Itoa(len(body))}}, nil
+	return &narInfoText{body, []string{strconv.Itoa(len(body))}, damages}, nil
 }
 
 // putNarInfo publishes a path whose NAR has been uploaded.

@@ -134,23 +134,75 @@ func (s *Store) noteDamage(ctx context.Context, p *plan, cause error) {
 // findDamage reads all chunks of an object. The error is one that is no damage.
 func (s *Store) findDamage(ctx context.Context, p *plan) (found []*damage, err error) {
 	seen := map[packfile.ID]bool{}
+	directories := map[uint32]directory{}
 	for i := range p.pieces {
 		pp := &p.pieces[i]
 		if pp.literal() || seen[pp.id] {
 			continue
 		}
 		seen[pp.id] = true
-		if err := s.readAgain(ctx, pp); isDamage(err) {
-			name, err := s.packs.name(ctx, pp.loc.Pack)
-			if err != nil {
+		if err := s.readAgain(ctx, pp); err == nil {
+			continue
+		} else if !isDamage(err) {
+			return nil, err
+		}
+		name, err := s.packs.name(ctx, pp.loc.Pack)
+		if err != nil {
+			return nil, err
+		}
+		dir, ok := directories[pp.loc.Pack]
+		if !ok {
+			if dir, err = s.directory(ctx, name, pp.loc.Pack); err != nil {
 				return nil, err
 			}
-			found = append(found, &damage{name, pp.loc.Offset, pp.id})
+			directories[pp.loc.Pack] = dir
+		}
+		d := &damage{name, pp.loc.Offset, pp.id}
+		if dir != nil && dir[*d] != pp.loc {
+			return nil, fmt.Errorf("%w: pack %s does not have chunk %s as the index says; rebuild the index", index.ErrDamaged, name, pp.id)
+		}
+		found = append(found, d)
+	}
+	return found, nil
+}
+
+// A directory says what a pack itself knows of where its chunks are. It is nil for a pack
+// that is gone, or whose directory is damaged.
+type directory map[damage]index.Location // by what their damage would be
+
+// directory reads the directory of a pack, which may be open.
+func (s *Store) directory(ctx context.Context, name packfile.Name, number uint32) (directory, error) {
+	var frames []packfile.FrameInfo
+	err := s.commit(ctx, &request{inspect: func(open *openPack) error {
+		if open != nil && open.name == name {
+			for _, e := range open.entries {
+				frames = append(frames, e.Frames...)
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if frames == nil {
+		pack, _, err := s.readPack(ctx, name, number)
+		if isDamage(err) {
+			return nil, nil
 		} else if err != nil {
 			return nil, err
 		}
+		frames = pack.Frames
 	}
-	return found, nil
+	dir, at := directory{}, int64(packfile.HeaderSize)
+	for _, f := range frames {
+		start := uint32(0)
+		for i, c := range f.Chunks {
+			dir[damage{name, uint64(at), c.ID}] = frameLocation(number, at, f, i, start)
+			start += c.Len
+		}
+		at += f.Size()
+	}
+	return dir, nil
 }
 
 // damageRecords returns records for what is not known to be damaged yet.

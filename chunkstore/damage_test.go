@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
 
@@ -202,6 +203,51 @@ func TestUnreachableIsNotDamage(t *testing.T) {
 	checkNAR(t, s, rnd, b)
 	if r := checkStore(t, s); r.Damaged != 0 {
 		t.Errorf("%d chunks were marked as damaged", r.Damaged)
+	}
+}
+
+// An index that describes a chunk wrongly does not make the pack a damaged one.
+func TestWrongLocationIsNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	s := testStore(t, dir)
+	rnd := testSeed(t)
+	b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 300<<10)})
+	hash := putNAR(t, s, b)
+	p, err := s.plan(t.Context(), hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(by uint32) {
+		t.Helper()
+		batch := &index.Batch{}
+		for _, pp := range p.pieces {
+			if !pp.literal() {
+				pp.loc.CRC ^= by
+				batch.PutChunk(index.Key(pp.id), pp.loc)
+			}
+		}
+		if err := s.ix.Apply(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+		s.plans.cache.InvalidateAll()
+	}
+	for _, sealed := range []bool{false, true} {
+		change(1)
+		o, err := s.Object(t.Context(), hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.WritePlain(t.Context(), io.Discard, 0, o.Size()); !isDamage(err) {
+			t.Errorf("sealed %v: got %v", sealed, err)
+		}
+		if r := mustCheck(t, s, CheckOptions{}); r.OK() || r.Damaged != 0 {
+			t.Errorf("sealed %v: check found %q, and %d damaged chunks are known", sealed, r.Problems, r.Damaged)
+		}
+		change(0)
+		checkNAR(t, s, rnd, b)
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

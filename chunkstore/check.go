@@ -43,6 +43,7 @@ type checker struct {
 	gone       map[uint32]*gonePack    // by their numbers, but for those that are known to be
 	absent     map[Hash]bool           // objects that cannot be served: true if that is known
 	repairable int64                   // problems
+	badIndex   bool                    // which is to be rebuilt; nothing can be repaired by it
 	CheckReport
 }
 
@@ -70,8 +71,11 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, err
 		c.snap, err = s.ix.Snapshot(ctx)
 		return err
 	}})
-	if err != nil {
+	if err := c.found("index", err); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
+	}
+	if c.badIndex {
+		return &c.CheckReport, nil
 	}
 	defer c.snap.Close()
 	steps := []func(context.Context) error{
@@ -81,7 +85,7 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, err
 		steps = append(steps, c.repair)
 	}
 	for _, step := range steps {
-		if err := step(ctx); err != nil {
+		if err := c.found("index", step(ctx)); err != nil {
 			return nil, fmt.Errorf("check: %w", err)
 		}
 	}
@@ -98,8 +102,9 @@ func (c *checker) problem(format string, args ...any) {
 // found reports err as a problem if it is about the data, and returns it if it is not.
 func (c *checker) found(what string, err error) error {
 	if errors.Is(err, packfile.ErrCorrupt) || errors.Is(err, bucket.ErrNotFound) || errors.Is(err, index.ErrNotFound) ||
-		errors.Is(err, ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, narinfo.ErrCorrupt) {
+		errors.Is(err, ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, narinfo.ErrCorrupt) || errors.Is(err, index.ErrDamaged) {
 		c.problem("%s: %v", what, err)
+		c.badIndex = c.badIndex || errors.Is(err, index.ErrDamaged)
 		return nil
 	}
 	return err

@@ -177,8 +177,11 @@ func affected(names *[]string, count *int64, name string) {
 }
 
 // repair writes down what was found damaged. What a pack without a directory still has
-// moves to another one.
+// moves to another one. By an index that is damaged nothing is repaired.
 func (c *checker) repair(ctx context.Context) error {
+	if c.badIndex {
+		return nil
+	}
 	if err := c.copyRecords(ctx); err != nil {
 		return err
 	}

@@ -128,7 +128,7 @@ func (sc *scrubber) patiently(ctx context.Context, text string, r *ScrubRound) e
 	for wait := sc.store.opts.RetryInterval; ; wait = min(2*wait, maxRetry*sc.store.opts.RetryInterval) {
 		before := *r
 		err := sc.pack(ctx, name, r)
-		if err == nil || ctx.Err() != nil || errors.Is(err, index.ErrClosed) || errors.Is(err, ErrClosed) || errors.Is(err, ErrBroken) {
+		if err == nil || ctx.Err() != nil || endsScrubbing(err) {
 			return err
 		}
 		*r = before
@@ -137,6 +137,16 @@ func (sc *scrubber) patiently(ctx context.Context, text string, r *ScrubRound) e
 			return err
 		}
 	}
+}
+
+// endsScrubbing tells errors that only a restart may help against.
+func endsScrubbing(err error) bool {
+	for _, e := range []error{index.ErrClosed, index.ErrDamaged, index.ErrBroken, ErrClosed, ErrBroken} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (sc *scrubber) pack(ctx context.Context, name packfile.Name, r *ScrubRound) error {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/compression"
+	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/packfile"
 )
@@ -83,6 +84,9 @@ func statusOf(err error, method string) int {
 	switch {
 	case errors.As(err, &refused):
 		return refused.code
+	case errors.Is(err, index.ErrDamaged):
+		// Nothing can be said of what it does not find. It is made anew at the next start.
+		return http.StatusInternalServerError
 	case errors.As(err, &tooLarge), errors.Is(err, compression.ErrTooMuchMemory), errors.Is(err, chunkstore.ErrTooLarge):
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, compression.ErrUnsupported), errors.Is(err, compression.ErrUnknown):

@@ -77,7 +77,7 @@ func TestServeFramesOfManyChunks(t *testing.T) {
 }
 
 // stagedChunks decodes the frames of a stage.
-func stagedChunks(t *testing.T, s *stage) (chunks []packfile.ManyChunk) {
+func stagedChunks(t testing.TB, s *stage) (chunks []packfile.ManyChunk) {
 	t.Helper()
 	dec, err := packfile.NewDecoder()
 	if err != nil {
@@ -103,7 +103,7 @@ func stagedChunks(t *testing.T, s *stage) (chunks []packfile.ManyChunk) {
 	return chunks
 }
 
-func putPack(t *testing.T, b bucket.Bucket, name packfile.Name, frames []byte, entries []packfile.Entry) {
+func putPack(t testing.TB, b bucket.Bucket, name packfile.Name, frames []byte, entries []packfile.Entry) {
 	t.Helper()
 	pack, err := packfile.AppendTail(frames, name, entries)
 	if err != nil {

@@ -23,6 +23,7 @@ type recovery struct {
 	missed  map[packfile.Name]bool  // packs that are missing or bad, for want of which
 	partial map[packfile.Name]bool  // commits of these packs were left out
 	sealed  []*sealedPack           // those in the spool
+	aside   map[packfile.Name]bool  // packs of which damaged files are aside in the spool
 	bad     map[packfile.Name]error // packs in the bucket that cannot be read, and why
 
 	progress RebuildProgress // of applying packs to the index
@@ -35,7 +36,7 @@ func (s *Store) recover(ctx context.Context) error {
 	r := &recovery{
 		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
 		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]bool{}, bad: map[packfile.Name]error{},
-		missed: map[packfile.Name]bool{}, partial: map[packfile.Name]bool{},
+		aside: map[packfile.Name]bool{}, missed: map[packfile.Name]bool{}, partial: map[packfile.Name]bool{},
 		report: RecoveryReport{Aside: []string{}, BadPacks: []string{}},
 	}
 	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.applyRest, r.checkPacks, r.reportBad} {
@@ -80,11 +81,12 @@ func (r *recovery) listBucket(ctx context.Context) error {
 }
 
 // applyAll applies what the index on disk does not have: packs of the spool that it was
-// behind with, and packs of the bucket that it never saw.
+// behind with, and packs of the bucket that it never saw, or may have seen a part of when they
+// were in the spool.
 func (r *recovery) applyAll(ctx context.Context) error {
 	behind := map[packfile.Name]*tail{}
 	for name, size := range r.bucket {
-		if r.marks[name.String()] == 0 && r.bad[name] == nil {
+		if (r.marks[name.String()] == 0 || r.aside[name]) && r.bad[name] == nil {
 			behind[name] = &tail{name: name, size: size, from: bucketReader{ctx, r.opts.Bucket, packKey(name)}}
 		}
 	}

@@ -52,9 +52,13 @@ func (r *recovery) listSpool() (map[packfile.Name][]string, error) {
 		ext := filepath.Ext(path)
 		if ext == damagedSuffix {
 			r.report.Aside = append(r.report.Aside, filepath.Join(r.spool.dir, path))
+			path = strings.TrimSuffix(path, ext)
+		}
+		name, err := packfile.ParseName(strings.TrimSuffix(path, filepath.Ext(path)))
+		if err == nil && ext == damagedSuffix {
+			r.aside[name] = true
 			return nil
 		}
-		name, err := packfile.ParseName(strings.TrimSuffix(path, ext))
 		if err != nil {
 			r.log.Warn("spool holds a file that is not dedupd's", "path", path)
 			return nil

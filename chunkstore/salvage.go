@@ -72,6 +72,7 @@ func (r *recovery) successor(name packfile.Name) packfile.Name {
 
 // setAside renames the files of a pack durably, so that recovery does not look at them.
 func (r *recovery) setAside(name packfile.Name) error {
+	r.aside[name] = true
 	for _, suffix := range []string{framesSuffix, journalSuffix, packSuffix} {
 		path := r.spool.path(name, suffix)
 		err := os.Rename(path, path+damagedSuffix)

@@ -519,3 +519,53 @@ func TestLeftoversOfUploaded(t *testing.T) {
 		}
 	}
 }
+
+// A pack of which the index has a part comes from the bucket as a whole if it is damaged
+// in the spool, also if a crash follows right after it was set aside.
+func TestDamagedUploaded(t *testing.T) {
+	ctx, rnd, dir := t.Context(), testSeed(t), t.TempDir()
+	s := testStore(t, dir, neverSeal)
+	first, second := randomData(rnd, 50_000), randomData(rnd, 50_000)
+	putNAR(t, s, makeNAR(t, testFile{name: "a", data: first}))
+	if err := s.ix.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	nar := makeNAR(t, testFile{name: "a", data: second})
+	putNAR(t, s, nar)
+	behind := copyDir(t, dir)
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	packs, err := filepath.Glob(filepath.Join(dir, "bucket", "packs", "*", "*.pack"))
+	if err != nil || len(packs) != 1 {
+		t.Fatalf("got packs %v, %v", packs, err)
+	}
+	pack, err := os.ReadFile(packs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	pack[len(pack)-100] ^= 1
+	for _, suffix := range []string{"", damagedSuffix} {
+		both := copyDir(t, dir)
+		index, err := os.ReadFile(filepath.Join(behind, "state", indexFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		spooled, err := filepath.Rel(filepath.Join(dir, "bucket", "packs"), packs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		spooled = filepath.Join(both, "state", "spool", spooled+suffix)
+		err = errors.Join(os.WriteFile(filepath.Join(both, "state", indexFile), index, 0o600),
+			os.MkdirAll(filepath.Dir(spooled), 0o700), os.WriteFile(spooled, pack, 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := openStore(t, both)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkNAR(t, s, rnd, nar)
+		checkStore(t, s)
+	}
+}

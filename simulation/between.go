@@ -21,12 +21,7 @@ func (r *run) reopen() bool {
 		what := pick(r.rng, "", "", "kill", "power cut", "EIO")
 		switch what {
 		case "":
-			must(r.here.SetPlan(faultfs.Plan{}))
-			if err := r.open(); err != nil {
-				r.bug("open: %v", err)
-				return false
-			}
-			return true
+			return r.openOrRepair()
 		case "EIO":
 			must(r.here.SetPlan(faultfs.Plan{Faults: []faultfs.Fault{{At: at, Errno: syscall.EIO}}, Seed: r.rng.Uint64()}))
 		default:
@@ -35,8 +30,7 @@ func (r *run) reopen() bool {
 		err := r.open()
 		r.logf("open with a %s at operation %d: %v", what, at, err)
 		if err != nil && r.diskOps() < at {
-			r.bug("open: %v", err)
-			return false
+			return r.openOrRepair()
 		}
 		if err == nil {
 			r.close(true)
@@ -51,12 +45,35 @@ func (r *run) reopen() bool {
 			r.crash(what == "power cut")
 		}
 	}
+	return r.openOrRepair()
+}
+
+// openOrRepair opens the store with nothing in its way. One that has lost a part of its
+// spool may ask to be repaired first.
+func (r *run) openOrRepair() bool {
 	must(r.here.SetPlan(faultfs.Plan{}))
-	if err := r.open(); err != nil {
-		r.bug("open: %v", err)
-		return false
+	err := r.open()
+	if err != nil && r.unnamed {
+		r.logf("open: %v", err)
+		r.count("repair to open")
+		r.opts.AllowMissingPacks = true
+		err = r.open()
+		r.opts.AllowMissingPacks = false
+		if err == nil {
+			report, checkErr := r.life.store.Check(context.Background(), chunkstore.CheckOptions{Repair: true})
+			if checkErr != nil || !report.OK() {
+				r.bug("repair to open: %v, report %+v", checkErr, report)
+				return false
+			}
+			r.close(false)
+			r.life.bucket.kill()
+			err = r.open()
+		}
 	}
-	return true
+	if err != nil {
+		r.bug("open: %v", err)
+	}
+	return err == nil
 }
 
 // inspect checks everything after a recovery, heals what is damaged, and compares up to n
@@ -104,7 +121,7 @@ func (r *run) heal(c *client, before *chunkstore.CheckReport) {
 		}
 		if n.kind == aPath {
 			absent = append(absent, n.name)
-			if n.acked && !slices.ContainsFunc(report.AffectedPaths, func(p string) bool {
+			if n.acked && !r.unnamed && !slices.ContainsFunc(report.AffectedPaths, func(p string) bool {
 				return strings.HasPrefix(filepath.Base(p), strings.TrimSuffix(n.name, ".narinfo"))
 			}) {
 				r.bug("%s is absent after a repair that does not name it, only %q", n.name, report.AffectedPaths)
@@ -116,6 +133,7 @@ func (r *run) heal(c *client, before *chunkstore.CheckReport) {
 	}
 	r.logf("repaired; absent were %q", absent)
 	r.model.setDamaged(false)
+	r.unnamed = false
 	for _, n := range r.model.list() {
 		if c.get(n); r.stopped.Load() {
 			return
@@ -155,6 +173,7 @@ var losses = []struct {
 	{2, "index rebuilt", (*run).rebuild},
 	{2, "state lost", (*run).loseState},
 	{2, "flipped in bucket", (*run).flipInBucket},
+	{2, "flipped in spool", (*run).flipInSpool},
 }
 
 // between is the time between two lives.
@@ -243,6 +262,12 @@ func (r *run) flipInBucket() {
 		return len(spooled) > 0
 	})
 	r.flip(paths)
+}
+
+// flipInSpool damages what no bucket has: paths may be lost so that nobody knows of them.
+func (r *run) flipInSpool() {
+	r.unnamed = true
+	r.flip(r.files(r.here, "state/spool", ".pack", ".frames", ".journal"))
 }
 
 // flip flips a bit in one of some files.

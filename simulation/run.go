@@ -33,6 +33,7 @@ type run struct {
 	here    *faultfs.Volume // where the state directory is
 	there   *faultfs.Volume // where the bucket is; it may be the same
 	life    *life           // nil between two
+	unnamed bool            // names of what is damaged may be lost, too
 
 	begun                                      time.Time
 	operations, requests, verified, lives, ops atomic.Uint64

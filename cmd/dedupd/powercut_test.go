@@ -38,7 +38,7 @@ func TestPowerCut(t *testing.T) {
 	for more() {
 		if err := p.history(more); err != nil {
 			p.keep()
-			t.Fatalf("seed %d, history %d, cut %d: %v", p.seed, p.count.histories, p.count.cuts, err)
+			t.Fatalf("seed %d, history %d, cut %d, mounted with %q: %v", p.seed, p.count.histories, p.count.cuts, p.options, err)
 		}
 		t.Logf("%+v", p.count)
 	}
@@ -137,7 +137,9 @@ const (
 )
 
 // powerOptions are what a disk is mounted with: mostly what everybody has, else what
-// makes the kernel write more of what nobody has synced.
+// makes the kernel write more of what nobody has synced. With data=writeback it also
+// gives the blocks of a removed file to others before the removal is on disk: after a
+// cut the file is back, with their bytes in it.
 var powerOptions = [][]string{nil, nil, nil, {"-o", "commit=1,nodelalloc"}, {"-o", "data=writeback"}}
 
 // history is the life of one disk, from formatting it through many cuts.

@@ -177,7 +177,7 @@ func (p *powercut) history(more func() bool) (err error) {
 // so soon that the server is still starting.
 func (p *powercut) life() (err error) {
 	if p.random.IntN(5) == 0 {
-		if p.server, err = startChild(p.root); err != nil {
+		if err := p.start(); err != nil {
 			return err
 		}
 		time.Sleep(time.Duration(p.random.IntN(100)) * time.Millisecond)
@@ -208,7 +208,11 @@ func (p *powercut) life() (err error) {
 			time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
 		}
 	})
-	time.Sleep(time.Duration(20+p.random.IntN(1500)) * time.Millisecond)
+	wait := time.Duration(20+p.random.IntN(1500)) * time.Millisecond
+	if p.random.IntN(6) == 0 {
+		wait *= 5 // for what takes many packs
+	}
+	time.Sleep(wait)
 	p.cut()
 	running.Wait()
 	select {
@@ -218,9 +222,16 @@ func (p *powercut) life() (err error) {
 	return err
 }
 
+// start starts the server, with so many packs that some leave the spool: as long as one
+// is there nobody misses the one in the bucket.
+func (p *powercut) start() (err error) {
+	p.server, err = startChild(p.root, "--flush-interval", "20ms")
+	return err
+}
+
 // boot starts the server and verifies that nothing is lost.
-func (p *powercut) boot() (err error) {
-	if p.server, err = startChild(p.root); err != nil {
+func (p *powercut) boot() error {
+	if err := p.start(); err != nil {
 		return err
 	}
 	if err := p.server.ready(); err != nil {

@@ -59,7 +59,7 @@ func TestSeed(t *testing.T) {
 func TestSimulation(t *testing.T) {
 	faultfs.Mount(t) // or skip
 	s := &simulation{t: t, seed: 1, begun: time.Now(), total: Result{Counts: map[string]uint64{}}}
-	s.last = s.seed + 6
+	s.last = s.seed + 4
 	if testing.Short() || raceEnabled {
 		s.last = s.seed + 2
 	}

@@ -42,8 +42,13 @@ func fsyncs(ctx context.Context, b *bench) ([]row, error) {
 	}
 	unsynced := *b
 	unsynced.launcher = []string{self, unsyncedName}
-	var with, without []float64
+	var with, without, syncs []float64
 	for i := range b.rounds {
+		took, err := timeSyncs(b.work)
+		if err != nil {
+			return nil, err
+		}
+		syncs = append(syncs, took...)
 		first, second := b, &unsynced
 		if i%2 == 1 { // what one leaves in the caches of the disk goes to either
 			first, second = second, first
@@ -65,8 +70,32 @@ func fsyncs(ctx context.Context, b *bench) ([]row, error) {
 	return []row{
 		compare(what, "s", with, "without syncs", without, atMost(2)),
 		{What: "the same", Unit: "paths a second", Value: smallPaths / median(with)},
+		{What: "one sync of 4 KiB more in a file", Unit: "ms", Value: median(syncs) * 1e3},
 		{What: fmt.Sprintf("volume of %d NARs", len(paths)), Unit: "MB", Value: float64(narBytes(paths)) / 1e6},
 	}, nil
+}
+
+// timeSyncs returns the seconds that syncs of a growing file in dir take: what the ratio
+// depends on.
+func timeSyncs(dir string) (seconds []float64, err error) {
+	f, err := os.CreateTemp(dir, "sync-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	block := make([]byte, 4<<10)
+	for range 50 {
+		if _, err := f.Write(block); err != nil {
+			return nil, err
+		}
+		start := time.Now()
+		if err := f.Sync(); err != nil {
+			return nil, err
+		}
+		seconds = append(seconds, time.Since(start).Seconds())
+	}
+	return seconds, nil
 }
 
 // copyOnce returns how long it takes to copy paths to a new repository, which is removed.

@@ -41,21 +41,23 @@ func scrub(ctx context.Context, b *bench) ([]row, error) {
 		return nil, err
 	}
 	speeds := make(map[string][]float64) // MB of frames a second
+	cpu := make(map[string][]float64)    // seconds
 	for i := range b.rounds {
 		for _, m := range []struct {
 			name string
-			run  func() (bytes int64, spent time.Duration, err error)
+			run  func() (bytes int64, spent, cpu time.Duration, err error)
 		}{
-			{"disk", func() (int64, time.Duration, error) { return readCold(repo.bucket, packs) }},
-			{"zstd", func() (int64, time.Duration, error) { return decodeOnce(ctx, payloads, volume) }},
-			{"check", func() (int64, time.Duration, error) { return b.checkOnce(ctx, repo) }},
-			{"scrub", func() (int64, time.Duration, error) { return b.scrubOnce(ctx, repo) }},
+			{"disk", func() (int64, time.Duration, time.Duration, error) { return readCold(repo.bucket, packs) }},
+			{"zstd", func() (int64, time.Duration, time.Duration, error) { return decodeOnce(ctx, payloads, volume) }},
+			{"check", func() (int64, time.Duration, time.Duration, error) { return b.checkOnce(ctx, repo) }},
+			{"scrub", func() (int64, time.Duration, time.Duration, error) { return b.scrubOnce(ctx, repo) }},
 		} {
-			n, spent, err := m.run()
+			n, spent, onCPU, err := m.run()
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", m.name, err)
 			}
 			speeds[m.name] = append(speeds[m.name], float64(n)/1e6/spent.Seconds())
+			cpu[m.name] = append(cpu[m.name], onCPU.Seconds())
 		}
 		speeds["least"] = append(speeds["least"], min(speeds["disk"][i], speeds["zstd"][i]))
 		b.progress("round %d of %d: MB/s %v", i+1, b.rounds, speeds)
@@ -64,6 +66,7 @@ func scrub(ctx context.Context, b *bench) ([]row, error) {
 	return []row{
 		compare("check --read-data", "MB/s", speeds["check"], least, speeds["least"], atLeast(0.8)),
 		compare("scrubbing", "MB/s", speeds["scrub"], least, speeds["least"], atLeast(0.8)),
+		compare("CPU of check --read-data", "s", cpu["check"], "zstd", cpu["zstd"], nil),
 		{What: "reading packs one after another, cold", Unit: "MB/s", Value: median(speeds["disk"])},
 		{What: "zstd -dc of the frames, in memory", Unit: "MB/s", Value: median(speeds["zstd"])},
 		{What: fmt.Sprintf("volume of the frames of %d packs", len(packs)), Unit: "MB", Value: float64(volume) / 1e6},
@@ -149,16 +152,16 @@ func writePayloads(file, bucket string, packs []string) (volume int64, err error
 }
 
 // readCold reads files that are not in the page cache, one after another as dd does.
-func readCold(bucket string, packs []string) (n int64, spent time.Duration, err error) {
+func readCold(bucket string, packs []string) (n int64, spent, cpu time.Duration, err error) {
 	if err := dropCache(bucket); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	buf := make([]byte, 1<<20)
 	start := time.Now()
 	for _, key := range packs {
 		f, err := os.Open(filepath.Join(bucket, key))
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		for err == nil {
 			var k int
@@ -167,67 +170,67 @@ func readCold(bucket string, packs []string) (n int64, spent time.Duration, err 
 		}
 		f.Close()
 		if err != io.EOF {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 	}
-	return n, time.Since(start), nil
+	return n, time.Since(start), 0, nil
 }
 
 // decodeOnce has one thread of zstd decode the frames, from the page cache.
-func decodeOnce(ctx context.Context, file string, volume int64) (int64, time.Duration, error) {
+func decodeOnce(ctx context.Context, file string, volume int64) (n int64, spent, cpu time.Duration, err error) {
 	if _, err := os.ReadFile(file); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	cmd := exec.CommandContext(ctx, "zstd", "-dcq", "--no-asyncio", file) // output to /dev/null
 	start := time.Now()
 	if err := cmd.Run(); err != nil {
-		return 0, 0, fmt.Errorf("zstd: %w", err)
+		return 0, 0, 0, fmt.Errorf("zstd: %w", err)
 	}
-	return volume, time.Since(start), nil
+	return volume, time.Since(start), cpuOf(cmd), nil
 }
 
 // checkOnce runs check --read-data; all of the command counts.
-func (b *bench) checkOnce(ctx context.Context, repo repository) (int64, time.Duration, error) {
+func (b *bench) checkOnce(ctx context.Context, repo repository) (n int64, spent, cpu time.Duration, err error) {
 	if err := dropCache(repo.bucket); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	cmd := b.command(ctx, repo, "check", "--read-data", "--json")
 	start := time.Now()
 	out, err := cmd.Output()
-	spent := time.Since(start)
+	spent = time.Since(start)
 	if err != nil {
-		return 0, 0, fmt.Errorf("%w\n%s", err, out)
+		return 0, 0, 0, fmt.Errorf("%w\n%s", err, out)
 	}
 	var report struct {
 		BytesRead int64 `json:"bytes_read"`
 	}
 	err = json.Unmarshal(out, &report)
-	return report.BytesRead, spent, err
+	return report.BytesRead, spent, cpuOf(cmd), err
 }
 
 // scrubOnce has a server scrub everything once.
-func (b *bench) scrubOnce(ctx context.Context, repo repository) (int64, time.Duration, error) {
+func (b *bench) scrubOnce(ctx context.Context, repo repository) (n int64, spent, cpu time.Duration, err error) {
 	// A new index knows nothing of earlier rounds.
 	if err := os.RemoveAll(repo.state); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	if out, err := b.command(ctx, repo, "index", "rebuild").CombinedOutput(); err != nil {
-		return 0, 0, fmt.Errorf("%w\n%s", err, out)
+		return 0, 0, 0, fmt.Errorf("%w\n%s", err, out)
 	}
 	if err := dropCache(repo.bucket); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	unlimited := *b
 	unlimited.serveFlags += " --scrub-rate 1000000GB"
 	server, err := unlimited.serveRepository(ctx, repo, b.splitter)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer server.kill()
 	for {
 		out, err := b.command(ctx, repo, "stats", "--json").Output()
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		var stats struct {
 			Store struct {
@@ -240,16 +243,21 @@ func (b *bench) scrubOnce(ctx context.Context, repo repository) (int64, time.Dur
 			}
 		}
 		if err := json.Unmarshal(out, &stats); err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		if last := stats.Store.Scrub.Last; last != nil {
-			_, err := server.stop()
-			return last.Bytes, last.Finished.Sub(last.Started), err
+			cpu, err := server.stop()
+			return last.Bytes, last.Finished.Sub(last.Started), cpu, err
 		}
 		select {
 		case <-ctx.Done():
-			return 0, 0, ctx.Err()
+			return 0, 0, 0, ctx.Err()
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// cpuOf returns the CPU time that a command took that has ended.
+func cpuOf(cmd *exec.Cmd) time.Duration {
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 }

@@ -56,6 +56,7 @@ var benchmarks = []struct {
 	{"narinfo", "narinfo requests a second, against nginx", narinfos},
 	{"memory", "peak memory of 16 uploads at once", memory},
 	{"index", "index of ten million chunks", indexes},
+	{"rebuild", "making the index of ten million chunks from packs", rebuild},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
 	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
@@ -84,7 +85,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&s.parallel, "parallel", 4, "uploads at once, but for memory")
 	flags.StringVar(&s.splitter, "splitter", "rabin", "splitter, but for ingest-*, which measure both")
 	flags.Int64Var(&s.size, "size", 500e6, "memory: bytes of each NAR")
-	flags.IntVar(&s.chunks, "chunks", 10_000_000, "index: chunks")
+	flags.IntVar(&s.chunks, "chunks", 10_000_000, "index and rebuild: chunks")
 	flags.BoolVar(&s.json, "json", false, "print JSON")
 	flags.StringVar(&s.binary, "dedupd", "", "measure this `binary` instead of the checkout's")
 	flags.StringVar(&s.serveFlags, "serve-flags", "", "more flags for dedupd serve, separated by spaces")
@@ -136,7 +137,7 @@ func runOne(ctx context.Context, s settings, name, flags string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-		if b.dedupd == "" && name != "index" {
+		if b.dedupd == "" && name != "index" && name != "rebuild" {
 			if b.dedupd, err = buildServer(ctx, b.work); err != nil {
 				return err
 			}

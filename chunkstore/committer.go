@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/dedupd/dedupd/packfile"
@@ -43,6 +44,7 @@ type committer struct {
 	applier  *applier
 	open     *openPack
 	oldest   time.Time  // of the first commit in the open pack
+	spoiled  bool       // the open pack has damage; it takes nothing more, since one pack has a chunk once
 	pending  []*request // in the open pack's unwritten entries
 	sealing  []*request // to be answered once the open pack is sealed
 	broken   error
@@ -115,7 +117,7 @@ func (c *committer) group(ctx context.Context, first *request) {
 		c.fail(err)
 		return
 	}
-	if len(c.sealing) == 0 && (c.open == nil || c.open.size() < c.store.opts.PackSize) {
+	if len(c.sealing) == 0 && !c.spoiled && (c.open == nil || c.open.size() < c.store.opts.PackSize) {
 		return
 	}
 	if err := c.seal(ctx); err != nil {
@@ -210,7 +212,19 @@ func (c *committer) add(ctx context.Context, r *request) error {
 		return err
 	}
 	c.added(packfile.Entry{Frames: frames, Commit: commit.Append(nil)})
+	c.spoiled = c.spoiled || spoils(records, c.open.name)
 	return nil
+}
+
+// spoils says whether records tell of damage in a pack.
+func spoils(records []packfile.Record, pack packfile.Name) bool {
+	return slices.ContainsFunc(records, func(r packfile.Record) bool {
+		if r.Type != packfile.RecordDamage {
+			return false
+		}
+		d, err := decodeDamage(r.Body)
+		return err == nil && d.pack == pack
+	})
 }
 
 func (c *committer) added(e packfile.Entry) {
@@ -242,7 +256,7 @@ func (c *committer) place(ctx context.Context, r *request) ([]packfile.FrameInfo
 			r.relies[name] = struct{}{}
 			continue
 		}
-		if c.open.size()+run.n+f.Size() > c.store.opts.PackSize && !c.open.empty() {
+		if (c.spoiled || c.open.size()+run.n+f.Size() > c.store.opts.PackSize) && !c.open.empty() {
 			if err := run.flush(c.open); err != nil {
 				return nil, err
 			}
@@ -323,7 +337,7 @@ func (c *committer) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.open = nil
+	c.open, c.spoiled = nil, false
 	c.store.uploader.add(sealed)
 	return nil
 }

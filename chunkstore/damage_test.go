@@ -108,6 +108,37 @@ func TestDamageIsHealed(t *testing.T) {
 	check(testStore(t, dir))
 }
 
+// The same where the damage is in the pack that is still open.
+func TestDamageInOpenPackIsHealed(t *testing.T) {
+	dir := t.TempDir()
+	rnd := testSeed(t)
+	s := testStore(t, dir)
+	b := makeNAR(t, testFile{name: "a", data: randomData(rnd, 300<<10)})
+	putNAR(t, s, b)
+	open, err := filepath.Glob(filepath.Join(dir, "state", "spool", "*", "*.frames"))
+	if err != nil || len(open) != 1 {
+		t.Fatalf("%d open packs (%v)", len(open), err)
+	}
+	if err := flip(open[0], 1000); err != nil {
+		t.Fatal(err)
+	}
+	checkDamaged(t, s, b)
+	putNAR(t, s, b)
+	checkNAR(t, s, rnd, b)
+	for _, forget := range []bool{false, true} {
+		if err := s.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if forget {
+			if err := os.Remove(filepath.Join(dir, "state", "index.bolt")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = testStore(t, dir)
+		checkNAR(t, s, rnd, b)
+	}
+}
+
 // A path whose NAR is damaged takes another NAR, as of a build that is not reproducible.
 func TestDamagedPathTakesAnotherNAR(t *testing.T) {
 	dir := t.TempDir()

@@ -133,9 +133,20 @@ type Store struct {
 }
 
 // Open opens the repository in opts.Bucket, or creates it, and takes the state directory
-// for this process. What an earlier process left in the spool is recovered.
-func Open(ctx context.Context, opts Options) (_ *Store, err error) {
+// for this process. What an earlier process left in the spool is recovered, and an index
+// that is damaged is rebuilt.
+func Open(ctx context.Context, opts Options) (*Store, error) {
 	opts.setDefaults()
+	s, err := open(ctx, opts)
+	if errors.Is(err, index.ErrDamaged) {
+		// Recovery has read it further than opening it did. The next opening knows.
+		opts.Log.Error("the index is damaged; the store is opened again without it", "err", err)
+		s, err = open(ctx, opts)
+	}
+	return s, err
+}
+
+func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	s := &Store{opts: opts, log: opts.Log, staging: filepath.Join(opts.State, "staging")}
 	defer func() {
 		if err != nil {

@@ -39,7 +39,7 @@ func (b *Batch) DeleteChunk(id Key) {
 }
 
 // Put sets a row of a table other than Chunks. Key and value are copied. The key has
-// 1 to MaxKey bytes.
+// 1 to MaxKey bytes, is not one byte zero, and does not begin with 64 bytes 0xff.
 func (b *Batch) Put(t Table, key, value []byte) {
 	b.change(t, key, append(make([]byte, 0, len(value)), value...)) // never nil
 }
@@ -53,8 +53,8 @@ func (b *Batch) change(t Table, key, value []byte) {
 	if err := t.check(); err != nil {
 		b.fail(err)
 	}
-	if len(key) == 0 || len(key) > MaxKey {
-		b.fail(fmt.Errorf("key of %d bytes in table %v", len(key), t))
+	if reserved(key) {
+		b.fail(fmt.Errorf("key of %d bytes in table %v, %s", len(key), t, showKey(key)))
 	}
 	b.rows = append(b.rows, rowChange{t, string(key), value})
 }
@@ -62,8 +62,8 @@ func (b *Batch) change(t Table, key, value []byte) {
 // Mark notes that with this batch all is applied that the caller's log has up to
 // position. A mark never goes back: a lower position has no effect.
 func (b *Batch) Mark(name string, position uint64) {
-	if name == "" || len(name) > MaxKey {
-		b.fail(fmt.Errorf("mark with a name of %d bytes", len(name)))
+	if reserved([]byte(name)) {
+		b.fail(fmt.Errorf("mark with a name of %d bytes, %s", len(name), showKey([]byte(name))))
 	}
 	if b.marks == nil {
 		b.marks = make(map[string]uint64)

@@ -2,58 +2,16 @@ package index
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 )
-
-// Options tune OpenBolt. The zero value stands for the defaults.
-type Options struct {
-	// Memtable is how much memory changes may take, in bytes, before they are
-	// written; as much again may be taken by those being written. Default 64 MiB,
-	// at most 1 GiB. A larger one writes fewer pages for a given number of chunks.
-	Memtable int
-	// LockTimeout is how long to wait while another process has the index open.
-	// Default 2 s.
-	LockTimeout time.Duration
-}
-
-const (
-	defaultMemtable = 64 << 20
-	maxMemtable     = 1 << 30
-	defaultLockWait = 2 * time.Second
-)
-
-// format is the version of all that is in the file. A change that older code would
-// misread gets a new number.
-const format = 1
-
-// Names of bbolt buckets beside those of the tables, and their keys.
-var (
-	headBucket  = []byte("index")
-	formatKey   = []byte("format") // version, 8 bytes big-endian
-	marksBucket = []byte("marks")  // name → position, 8 bytes big-endian
-)
-
-// mmapSize is how much address space the file is mapped into from the start. When a
-// file outgrows its mapping, bbolt waits for every reader before it maps anew, and a
-// snapshot's reader may be waiting for the writer: 64 GiB are far beyond the size
-// at which another engine is due. A mapping costs nothing where there is no file.
-const mmapSize = 1 << (30 + 6*(^uint(0)>>63))
-
-// minFile is the size of the smallest file: bbolt's two heads.
-const minFile = 2 * 4096
 
 // Bolt is an Index in one bbolt file. bbolt is good at large sorted transactions
 // and slow at small random ones, so changes gather in a memtable; when that is full it
@@ -62,10 +20,23 @@ const minFile = 2 * 4096
 // a row moves along it, and is dropped behind only when it can be seen ahead.
 type Bolt struct {
 	path   string
+	id     [16]byte // of the file
 	db     *bbolt.DB
 	limit  int // size at which a memtable is frozen, bytes
 	filter *filter
 	rows   [numTables]atomic.Uint64 // on disk; changed by writeLoop
+
+	file     *os.File      // db's
+	txid     atomic.Uint64 // of the last transaction that is in the file
+	freeList freeListAt    // as the last transaction left it; writeLoop's
+	stuck    bool          // db's lock for writing is lost; writeLoop's until it returns
+
+	begin sync.RWMutex // held to begin transactions, and to set what follows
+	heads []byte       // the file's first two pages; nil where it has outgrown its mapping
+	ended bool         // db is closed, or about to be
+
+	distrustOnce sync.Once
+	distrustErr  error
 
 	// turn holds a token while nobody is applying, freezing or taking a snapshot.
 	turn     chan struct{}
@@ -77,7 +48,11 @@ type Bolt struct {
 	marks  map[string]uint64 // durable ones
 	err    error             // ErrBroken or ErrClosed, once that happened
 	closed bool
+	// writeErr says why the frozen memtable has to be written again; nil if it has not.
+	writeErr error
 
+	closing     chan struct{} // closed when Close begins
+	closeOnce   sync.Once
 	work        chan *memtable // to writeLoop: frozen ones, hence one at a time
 	writeDone   chan struct{}  // closed when writeLoop has returned
 	stopFill    context.CancelFunc
@@ -88,170 +63,9 @@ type Bolt struct {
 
 var _ Index = (*Bolt)(nil)
 
-// OpenBolt opens the index in the file at path, and creates it, durably, if there is
-// none. It fails if another process has it open, or with ErrNewer or ErrDamaged.
-func OpenBolt(path string, o Options) (*Bolt, error) {
-	b, err := openBolt(path, o)
-	if err != nil {
-		return nil, fmt.Errorf("open index %s: %w", path, err)
-	}
-	return b, nil
-}
-
-func openBolt(path string, o Options) (*Bolt, error) {
-	if o.Memtable == 0 {
-		o.Memtable = defaultMemtable
-	}
-	if o.Memtable < 0 || o.Memtable > maxMemtable {
-		return nil, fmt.Errorf("memtable of %d bytes: must be at most %d", o.Memtable, maxMemtable)
-	}
-	if o.LockTimeout == 0 {
-		o.LockTimeout = defaultLockWait
-	}
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := createBolt(path, o); err != nil {
-			return nil, fmt.Errorf("create: %w", err)
-		}
-	} else if err == nil && info.Mode().IsRegular() && info.Size() < minFile {
-		return nil, fmt.Errorf("%w: the file has %d bytes", ErrDamaged, info.Size())
-	}
-	db, err := openDB(path, o)
-	if err != nil {
-		return nil, err
-	}
-	b := &Bolt{
-		path:      path,
-		db:        db,
-		limit:     o.Memtable,
-		active:    newMemtable(),
-		marks:     make(map[string]uint64),
-		turn:      make(chan struct{}, 1),
-		work:      make(chan *memtable, 1),
-		writeDone: make(chan struct{}),
-		fillDone:  make(chan struct{}),
-	}
-	if err := b.view(b.load); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	chunks := int64(b.rows[Chunks].Load())
-	b.filter = newFilter(max(minFilter, chunks+chunks/2))
-	ctx, cancel := context.WithCancel(context.Background())
-	b.stopFill = cancel
-	go b.fill(ctx)
-	go b.writeLoop()
-	b.turn <- struct{}{}
-	return b, nil
-}
-
-// openDB opens the file. The list of free pages is stored: without it writing was
-// 1 to 18 % faster (4 M chunks), but opening would read every page of the file.
-//
-// Where bbolt gives up on a damaged file in the middle, it leaves that file open, and
-// locked, until the process ends: its place can be taken by another, it cannot be tried again.
-func openDB(path string, o Options) (db *bbolt.DB, err error) {
-	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
-	db, err = bbolt.Open(path, 0o644, &bbolt.Options{
-		Timeout:         o.LockTimeout,
-		FreelistType:    bbolt.FreelistMapType,
-		InitialMmapSize: mmapSize,
-		PageSize:        4096, // also where the system's pages are larger: rows are small and random
-		NoStatistics:    true, // they are counted under a lock
-	})
-	for _, damage := range []error{berrors.ErrInvalid, berrors.ErrChecksum, berrors.ErrVersionMismatch} {
-		if errors.Is(err, damage) {
-			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-	}
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("another process has it open: %w", err)
-	}
-	return db, err
-}
-
-// createBolt creates an empty index under a temporary name first: the file at
-// path is whole from the start.
-func createBolt(path string, o Options) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	db, err := openDB(tmp, o)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(db.Update(initialize), db.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-func initialize(tx *bbolt.Tx) error {
-	head, err := tx.CreateBucket(headBucket)
-	if err != nil {
-		return err
-	}
-	if err := head.Put(formatKey, binary.BigEndian.AppendUint64(nil, format)); err != nil {
-		return err
-	}
-	if _, err := tx.CreateBucket(marksBucket); err != nil {
-		return err
-	}
-	for _, name := range tableNames {
-		if _, err := tx.CreateBucket([]byte(name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// load checks the format and reads what is kept in memory.
-func (b *Bolt) load(tx *bbolt.Tx) error {
-	if info, err := os.Stat(b.path); err != nil {
-		return err
-	} else if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: the file has %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
-	}
-	head := tx.Bucket(headBucket)
-	if head == nil || len(head.Get(formatKey)) != 8 {
-		return fmt.Errorf("%w: the file is not an index of dedupd", ErrDamaged)
-	}
-	if v := binary.BigEndian.Uint64(head.Get(formatKey)); v > format {
-		return fmt.Errorf("%w (%d; this program knows up to %d): use a newer dedupd, or move the file away and rebuild it with \"dedupd index rebuild\"", ErrNewer, v, format)
-	}
-	for t := range numTables {
-		bucket := tx.Bucket([]byte(tableNames[t]))
-		if bucket == nil {
-			return fmt.Errorf("%w: table %v is missing", ErrDamaged, t)
-		}
-		b.rows[t].Store(bucket.Sequence()) // see writer.commit
-	}
-	if last, _ := tx.Bucket([]byte(packNames.String())).Cursor().Last(); len(last) == 4 {
-		b.lastPack = binary.BigEndian.Uint32(last)
-	}
-	return loadMarks(tx, b.marks)
-}
-
-func loadMarks(tx *bbolt.Tx, marks map[string]uint64) error {
-	return tx.Bucket(marksBucket).ForEach(func(name, position []byte) error {
-		if len(position) != 8 {
-			return fmt.Errorf("%w: mark %q", ErrDamaged, name)
-		}
-		marks[string(name)] = binary.BigEndian.Uint64(position)
-		return nil
-	})
-}
-
 // Close implements Index.
 func (b *Bolt) Close() error {
+	b.closeOnce.Do(func() { close(b.closing) }) // ends waiting for room on the disk
 	<-b.turn
 	defer func() { b.turn <- struct{}{} }()
 	b.mu.RLock()
@@ -268,10 +82,22 @@ func (b *Bolt) Close() error {
 	<-b.writeDone
 	b.stopFill()
 	<-b.fillDone
-	if err := errors.Join(err, b.fillErr, b.db.Close()); err != nil {
+	b.begin.Lock()
+	b.ended = true
+	b.begin.Unlock()
+	if err := errors.Join(err, b.fillErr, b.closeDB()); err != nil {
 		return fmt.Errorf("close index: %w", err)
 	}
 	return nil
+}
+
+// closeDB closes the file. bbolt would wait for its lock for ever if that is lost: then it
+// stays mapped until the process ends, but another can open it.
+func (b *Bolt) closeDB() error {
+	if b.stuck {
+		return b.file.Close()
+	}
+	return b.db.Close()
 }
 
 // Chunks implements Reader.
@@ -306,17 +132,26 @@ func (b *Bolt) chunks(ctx context.Context, ids []Key, out []Location) error {
 		return nil
 	}
 	return b.view(func(tx *bbolt.Tx) error {
-		bucket := tx.Bucket([]byte(Chunks.String()))
+		c, err := tableCursor(tx, Chunks)
+		if err != nil {
+			return err
+		}
 		for n, i := range missed {
 			if n%1024 == 1023 && ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err := getChunk(bucket, &ids[i], &out[i]); err != nil {
+			if err := getChunk(c, &ids[i], &out[i]); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// tableCursor returns a cursor for looking rows up.
+func tableCursor(tx *bbolt.Tx, t Table) (*cursor, error) {
+	tree, err := openTree(tx, t.String(), t, false)
+	return &cursor{tree: tree}, err
 }
 
 // chunksInMemory sets what the memtables know, clears the rest of out, and
@@ -346,12 +181,14 @@ func (b *Bolt) chunksInMemory(ids []Key, out []Location) (missed []int, err erro
 	return missed, nil
 }
 
-func getChunk(bucket *bbolt.Bucket, id *Key, out *Location) (err error) {
+func getChunk(c *cursor, id *Key, out *Location) error {
 	*out = Location{}
-	if value := bucket.Get(id[:]); value != nil {
-		if *out, err = parseLocation(value); err != nil {
-			return fmt.Errorf("%x: %w", id[:], err)
-		}
+	value, err := c.get(id[:])
+	if value != nil {
+		*out, err = parseLocation(value)
+	}
+	if err != nil {
+		return fmt.Errorf("%x: %w", id[:], err)
 	}
 	return nil
 }
@@ -370,9 +207,9 @@ func (b *Bolt) Get(ctx context.Context, t Table, key []byte) ([]byte, error) {
 func (b *Bolt) get(t Table, key []byte) ([]byte, error) {
 	value, known, err := b.getFromMemory(t, key)
 	if err == nil && !known {
-		err = b.view(func(tx *bbolt.Tx) error {
-			value = clone(tx.Bucket([]byte(t.String())).Get(key))
-			return nil
+		err = b.view(func(tx *bbolt.Tx) (err error) {
+			value, err = getRow(tx, t, key)
+			return err
 		})
 	}
 	if err == nil && value == nil {
@@ -382,6 +219,19 @@ func (b *Bolt) get(t Table, key []byte) ([]byte, error) {
 		return nil, fmt.Errorf("get from %v: %w", t, err)
 	}
 	return value, nil
+}
+
+// getRow returns a copy of the value, nil if there is none.
+func getRow(tx *bbolt.Tx, t Table, key []byte) ([]byte, error) {
+	if reserved(key) {
+		return nil, nil
+	}
+	c, err := tableCursor(tx, t)
+	if err != nil {
+		return nil, err
+	}
+	value, err := c.get(key)
+	return clone(value), err
 }
 
 // getFromMemory asks the memtables. known with a nil value is a deleted row.
@@ -434,6 +284,7 @@ func (b *Bolt) Stats() Stats {
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
+	s.WriteErr = b.writeErr
 	for _, m := range []*memtable{b.active, b.frozen} {
 		if m != nil {
 			s.Pending += uint64(m.rows)
@@ -444,9 +295,46 @@ func (b *Bolt) Stats() Stats {
 }
 
 // view runs fn in a read transaction of bbolt.
-func (b *Bolt) view(fn func(*bbolt.Tx) error) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
-	return b.db.View(fn)
+func (b *Bolt) view(fn func(*bbolt.Tx) error) error {
+	return b.watch(guard(nil, func() error {
+		tx, err := b.beginTx(false)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		return fn(tx)
+	}))
+}
+
+// beginTx begins a transaction on what was committed last. bbolt begins with the heads, under
+// a lock, and must not panic there: they are read first. And where only the older one
+// can be read it would go on with that, over pages of the newer.
+func (b *Bolt) beginTx(writable bool) (*bbolt.Tx, error) {
+	b.begin.RLock()
+	defer b.begin.RUnlock()
+	committed := b.txid.Load()
+	if b.ended {
+		return nil, ErrClosed
+	}
+	if b.heads != nil {
+		if _, _, err := readHeads(b.heads); err != nil {
+			return nil, err
+		}
+	}
+	tx, err := b.db.Begin(writable)
+	if err != nil {
+		return nil, err
+	}
+	if is := uint64(tx.ID()); is < committed {
+		return nil, errors.Join(damagef("its head is of transaction %d, not %d", is, committed), tx.Rollback())
+	}
+	return tx, nil
+}
+
+// guard runs fn, and turns the faults and panics that damaged pages cause into errors.
+func guard(calling *bool, fn func() error) (err error) {
+	defer catchFault(debug.SetPanicOnFault(true), calling, &err)
+	return fn()
 }
 
 // catchFault is deferred around everything that touches bbolt's pages. They are

@@ -2,6 +2,7 @@ package index
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.etcd.io/bbolt"
@@ -30,21 +31,28 @@ func (b *Bolt) fill(ctx context.Context) {
 
 // fillFrom adds fillStep keys, beginning with from. If there are more it returns the next.
 func (b *Bolt) fillFrom(from Key) (next Key, more bool, err error) {
+	enough := errors.New("enough")
 	err = b.view(func(tx *bbolt.Tx) error {
-		c := tx.Bucket([]byte(Chunks.String())).Cursor()
+		tree, err := openTree(tx, Chunks.String(), Chunks, false)
+		if err != nil {
+			return err
+		}
 		n := 0
-		for k, _ := c.Seek(from[:]); k != nil; k, _ = c.Next() {
+		return tree.each(from[:], func(k, _ []byte) error {
 			if len(k) != len(next) {
 				return errBadLocation
 			}
 			if n == fillStep {
 				next, more = Key(k), true
-				return nil
+				return enough
 			}
 			b.filter.add((*Key)(k))
 			n++
-		}
-		return nil
+			return nil
+		})
 	})
+	if err == enough {
+		err = nil
+	}
 	return next, more, err
 }

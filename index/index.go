@@ -20,8 +20,9 @@ var (
 	// ErrBroken is the answer to every write after one has failed. Reads go on
 	// (from memory too, for what could not be written); reopen to recover.
 	ErrBroken = errors.New("index is broken by a failed write")
-	// ErrDamaged says that the file is not what was written, or cannot be read. Nothing
-	// is lost by making a new one from the packs.
+	// ErrDamaged says that the file is not what was written, or cannot be read, or that it was
+	// found so before: whoever opens the index after that gets it, too. Nothing is
+	// lost by putting the file aside and making a new one from the packs.
 	ErrDamaged = errors.New("index is damaged")
 	// ErrNewer says that the index is of a format of the future.
 	ErrNewer = errors.New("index has a newer format")
@@ -139,6 +140,11 @@ type Snapshot interface {
 	// error of fn ends it and is returned as it is.
 	ForEach(ctx context.Context, t Table, from []byte, fn func(key, value []byte) error) error
 
+	// Verify reads all of the file, and returns ErrDamaged with what it finds. Rows are
+	// checked whenever they are read; rows that are gone, and damage that has not got
+	// to any row yet, only here.
+	Verify(ctx context.Context) error
+
 	// Close must be called once, and before Index.Close.
 	Close() error
 }
@@ -153,4 +159,7 @@ type Stats struct {
 	// FilterReady says that the filter knows every chunk. Until then, for a while
 	// after opening, unknown chunks are looked up on disk.
 	FilterReady bool
+	// WriteErr says why changes stay in memory: the disk is full. They are written as
+	// soon as there is room; while there is none, batches wait.
+	WriteErr error
 }

@@ -2,7 +2,7 @@ package index
 
 import (
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"math"
 )
 
@@ -61,7 +61,7 @@ func (l *Location) append(p []byte) []byte {
 	return p
 }
 
-var errBadLocation = errors.New("row of a chunk is damaged")
+var errBadLocation = fmt.Errorf("%w: row of a chunk", ErrDamaged)
 
 // parseLocation decodes what append has encoded.
 func parseLocation(p []byte) (Location, error) {

@@ -2,16 +2,18 @@ package index
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
-	"runtime/debug"
 
 	"go.etcd.io/bbolt"
 )
 
 // boltSnapshot is a read transaction, begun when no memtable was on its way to disk.
 type boltSnapshot struct {
+	index   *Bolt
 	tx      *bbolt.Tx
+	head    head
 	marks   map[string]uint64
 	calling bool // a function of the caller
 }
@@ -33,17 +35,28 @@ func (b *Bolt) snapshot(ctx context.Context) (*boltSnapshot, error) {
 	if err := b.flushed(ctx); err != nil {
 		return nil, err
 	}
-	tx, err := b.db.Begin(false)
-	if err != nil {
-		return nil, err
-	}
-	s := &boltSnapshot{tx: tx, marks: make(map[string]uint64)}
-	err = s.read(func() error { return loadMarks(tx, s.marks) })
-	if err != nil {
-		tx.Rollback()
+	s := &boltSnapshot{index: b, marks: make(map[string]uint64)}
+	if err := s.read(s.begin); err != nil {
+		if s.tx != nil {
+			s.tx.Rollback()
+		}
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *boltSnapshot) begin() (err error) {
+	if s.tx, err = s.index.beginTx(false); err != nil {
+		return err
+	}
+	if s.head, _, err = readHeads(imageOf(s.tx)); err != nil { // nothing is being written
+		return err
+	}
+	t, err := openTree(s.tx, string(marksBucket), marksTable, false)
+	if err != nil {
+		return err
+	}
+	return loadMarks(t, s.marks)
 }
 
 // Close implements Snapshot.
@@ -63,12 +76,15 @@ func (s *boltSnapshot) Chunks(ctx context.Context, ids []Key, out []Location) er
 		return fmt.Errorf("look up chunks: %d keys and room for %d locations", len(ids), len(out))
 	}
 	return s.read(func() error {
-		bucket := s.tx.Bucket([]byte(Chunks.String()))
+		c, err := tableCursor(s.tx, Chunks)
+		if err != nil {
+			return err
+		}
 		for i := range ids {
 			if i%1024 == 0 && ctx.Err() != nil {
 				return fmt.Errorf("look up chunks: %w", ctx.Err())
 			}
-			if err := getChunk(bucket, &ids[i], &out[i]); err != nil {
+			if err := getChunk(c, &ids[i], &out[i]); err != nil {
 				return fmt.Errorf("look up chunks: %w", err)
 			}
 		}
@@ -82,10 +98,10 @@ func (s *boltSnapshot) Get(ctx context.Context, t Table, key []byte) (value []by
 		return nil, err
 	}
 	err = s.read(func() error {
-		if value = clone(s.tx.Bucket([]byte(t.String())).Get(key)); value == nil {
-			return ErrNotFound
+		if value, err = getRow(s.tx, t, key); err == nil && value == nil {
+			err = ErrNotFound
 		}
-		return ctx.Err()
+		return errors.Join(err, ctx.Err())
 	})
 	if err != nil {
 		return nil, fmt.Errorf("get from %v: %w", t, err)
@@ -116,25 +132,29 @@ func (s *boltSnapshot) ForEach(ctx context.Context, t Table, from []byte, fn fun
 }
 
 func (s *boltSnapshot) forEach(ctx context.Context, t Table, from []byte, fn func(key, value []byte) error) error {
-	return s.read(func() error {
-		c := s.tx.Bucket([]byte(t.String())).Cursor()
-		for k, v := c.Seek(from); k != nil; k, v = c.Next() {
+	failed := error(nil) // fn's, or ctx's: it is returned as it is
+	err := s.read(func() error {
+		tree, err := openTree(s.tx, t.String(), t, false)
+		if err != nil {
+			return err
+		}
+		return tree.each(from, func(k, v []byte) error {
 			if err := ctx.Err(); err != nil {
 				return fmt.Errorf("read %v: %w", t, err)
 			}
 			s.calling = true
-			err := fn(k, v)
+			failed = fn(k, v)
 			s.calling = false
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+			return failed
+		})
 	})
+	if failed != nil {
+		return failed
+	}
+	return err
 }
 
 // read runs fn, and turns damaged pages into errors.
 func (s *boltSnapshot) read(fn func() error) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), &s.calling, &err)
-	return fn()
+	return s.index.watch(guard(&s.calling, fn))
 }

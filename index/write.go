@@ -6,18 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"runtime/debug"
-
-	"go.etcd.io/bbolt"
-)
-
-// A memtable is written in transactions of at most so many rows and bytes of values,
-// in order of the keys. bbolt keeps a transaction's pages in memory, and cannot reuse
-// the ones that it replaces before the next: in a large file every row may change a
-// page of its own, and one transaction for all would double memory and file.
-const (
-	txRows  = 32 << 10
-	txBytes = 32 << 20
+	"time"
 )
 
 // Apply implements Index.
@@ -196,8 +185,9 @@ func (b *Bolt) PackName(ctx context.Context, number uint32) (string, error) {
 func (b *Bolt) writeLoop() {
 	defer close(b.writeDone)
 	for m := range b.work {
-		err := b.write(m)
+		err := b.writeWhenRoom(m)
 		b.mu.Lock()
+		b.writeErr = nil
 		if err != nil {
 			b.err = fmt.Errorf("%w: %w", ErrBroken, err)
 		} else {
@@ -209,6 +199,42 @@ func (b *Bolt) writeLoop() {
 	}
 }
 
+// How long to wait before a full disk is tried again: ever longer.
+const (
+	roomWait    = 100 * time.Millisecond
+	maxRoomWait = 5 * time.Second
+)
+
+// writeWhenRoom writes a memtable as often as it takes until the disk has room for it, or
+// once more after Close has begun. The file of an index that is left broken by what
+// nobody knows the result of is not used again.
+func (b *Bolt) writeWhenRoom(m *memtable) error {
+	closing := false
+	for wait := roomWait; ; wait = min(2*wait, maxRoomWait) {
+		err := b.write(m)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errUnsynced) || errors.Is(err, ErrDamaged) {
+			if failed := b.distrust(err); failed != nil {
+				err = fmt.Errorf("%w; %w", err, failed)
+			}
+			return err
+		}
+		if !isFull(err) || closing {
+			return err
+		}
+		b.mu.Lock()
+		b.writeErr = err
+		b.mu.Unlock()
+		select {
+		case <-time.After(wait):
+		case <-b.closing:
+			closing = true
+		}
+	}
+}
+
 func raiseMarks(marks, by map[string]uint64) {
 	for name, position := range by {
 		marks[name] = max(marks[name], position)
@@ -217,131 +243,18 @@ func raiseMarks(marks, by map[string]uint64) {
 
 // write makes a frozen memtable durable. Its marks are in the last transaction: a
 // crash leaves them out while there are rows missing.
-func (b *Bolt) write(m *memtable) (err error) {
-	defer catchFault(debug.SetPanicOnFault(true), nil, &err)
+func (b *Bolt) write(m *memtable) error {
 	w := writer{b: b}
-	defer w.rollback()
-	for r := range m.sorted() {
-		if err := w.put(r); err != nil {
-			return fmt.Errorf("write to %v: %w", r.table, err)
+	defer w.end()
+	return guard(nil, func() error {
+		for r := range m.sorted() {
+			if err := w.put(r); err != nil {
+				return fmt.Errorf("write to %v: %w", r.table, err)
+			}
 		}
-	}
-	if err := w.putMarks(m.marks); err != nil {
-		return fmt.Errorf("write marks: %w", err)
-	}
-	return w.commit()
-}
-
-// writer splits a sequence of rows into transactions.
-type writer struct {
-	b    *Bolt
-	tx   *bbolt.Tx // nil between two
-	size int       // bytes of values in it
-	n    int       // rows in it
-	// What it changes about the number of rows.
-	added [numTables]int64
-	// bucket is that of table, which the last row was for.
-	bucket *bbolt.Bucket
-	table  Table
-}
-
-func (w *writer) begin() error {
-	if w.tx != nil {
-		return nil
-	}
-	tx, err := w.b.db.Begin(true)
-	if err != nil {
-		return err
-	}
-	*w = writer{b: w.b, tx: tx}
-	return nil
-}
-
-func (w *writer) put(r row) error {
-	if w.n >= txRows || w.size >= txBytes {
-		if err := w.commit(); err != nil {
-			return err
+		if err := w.putMarks(m.marks); err != nil {
+			return fmt.Errorf("write marks: %w", err)
 		}
-	}
-	if err := w.begin(); err != nil {
-		return err
-	}
-	if w.bucket == nil || w.table != r.table {
-		w.bucket, w.table = w.tx.Bucket([]byte(r.table.String())), r.table
-	}
-	w.n++
-	w.size += len(r.value)
-	had := w.has(r)
-	switch {
-	case r.value != nil:
-		if !had {
-			w.added[r.table]++
-		}
-		return w.bucket.Put(r.key, r.value)
-	case had:
-		w.added[r.table]--
-		return w.bucket.Delete(r.key)
-	}
-	return nil
-}
-
-// has says whether the row is on disk, and adds a chunk that is put to the filter: before
-// the memtable is dropped, and after the filter has answered for the past.
-func (w *writer) has(r row) bool {
-	if r.table == Chunks {
-		id := (*Key)(r.key)
-		unknown := w.b.filterReady.Load() && !w.b.filter.mayHave(id)
-		if r.value != nil {
-			w.b.filter.add(id)
-		}
-		if unknown {
-			return false
-		}
-	}
-	return w.bucket.Get(r.key) != nil
-}
-
-func (w *writer) putMarks(marks map[string]uint64) error {
-	if err := w.begin(); err != nil {
-		return err
-	}
-	bucket := w.tx.Bucket(marksBucket)
-	for name, position := range marks {
-		if old := bucket.Get([]byte(name)); len(old) == 8 && binary.BigEndian.Uint64(old) >= position {
-			continue // never back
-		}
-		if err := bucket.Put([]byte(name), binary.BigEndian.AppendUint64(nil, position)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// commit ends the transaction. The number of rows of a table is kept as its bucket's
-// sequence number, which bbolt stores with the bucket and does not use itself.
-func (w *writer) commit() error {
-	for t, added := range w.added {
-		if added == 0 {
-			continue
-		}
-		bucket := w.tx.Bucket([]byte(tableNames[t]))
-		if err := bucket.SetSequence(bucket.Sequence() + uint64(added)); err != nil {
-			return fmt.Errorf("count rows: %w", err)
-		}
-	}
-	if err := w.tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
-	}
-	w.tx = nil
-	for t, added := range w.added {
-		w.b.rows[t].Add(uint64(added))
-	}
-	return nil
-}
-
-// rollback drops a transaction that an error, or a fault, left open.
-func (w *writer) rollback() {
-	if w.tx != nil {
-		w.tx.Rollback()
-	}
+		return w.commit()
+	})
 }

@@ -124,11 +124,17 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 	if aside {
 		s.log.Info("the index is being rebuilt from the packs", "path", path)
 	}
-	ix, err := index.OpenBolt(path, index.Options{Memtable: s.opts.IndexMemory})
+	there, err := exists(path)
+	if err != nil {
+		return false, err
+	}
+	opts := index.Options{Memtable: s.opts.IndexMemory, Bulk: aside || !there}
+	ix, err := index.OpenBolt(path, opts)
 	if errors.Is(err, index.ErrDamaged) {
 		s.log.Error("the index is damaged; it is put aside and rebuilt from the packs", "err", err)
 		if aside, err = putAside(path); err == nil {
-			ix, err = index.OpenBolt(path, index.Options{Memtable: s.opts.IndexMemory})
+			opts.Bulk = true
+			ix, err = index.OpenBolt(path, opts)
 		}
 	}
 	if err != nil {
@@ -168,8 +174,14 @@ func (s *Store) indexRebuilt(ctx context.Context, r *recovery) (bool, error) {
 	s.rebuilt.RebuildProgress, s.rebuilt.Omitted = r.progress, r.omitted
 	old := filepath.Join(s.opts.State, indexFile+oldSuffix)
 	aside, err := exists(old)
-	if err != nil || !aside && !s.opts.rebuild {
+	if err != nil {
 		return false, err
+	}
+	if !aside && !s.opts.rebuild {
+		if stats := s.ix.Stats(); stats.Rows[index.Chunks] == 0 && stats.Pending > 0 {
+			return false, s.ix.Flush(ctx) // it was gone, and is made in bulk
+		}
+		return false, nil
 	}
 	if aside {
 		if err := s.compareOld(ctx, r, old); err != nil {
@@ -181,10 +193,7 @@ func (s *Store) indexRebuilt(ctx context.Context, r *recovery) (bool, error) {
 	}
 	s.rebuilt.Elapsed += time.Since(begun)
 	s.log.Info("the index is rebuilt", "packs", s.rebuilt.Packs, "chunks", s.rebuilt.Chunks, "elapsed", s.rebuilt.Elapsed)
-	if err := removeIfThere(old); err != nil {
-		return false, err
-	}
-	return true, syncDir(s.opts.State)
+	return true, index.Remove(old)
 }
 
 // compareOld notes which packs the index aside had that are gone.

@@ -40,7 +40,12 @@ type Bolt struct {
 
 	// turn holds a token while nobody is applying, freezing or taking a snapshot.
 	turn     chan struct{}
-	lastPack uint32 // greatest number in use; for the holder of the turn
+	lastPack uint32 // greatest number in use; for the holder of the turn, as the next two
+	bulk     bool   // memtables become runs until Flush
+	spilled  bool   // there are runs
+
+	runs  *runs       // that are not in bbolt
+	empty atomic.Bool // there is no row in bbolt, which was checked when it was opened
 
 	mu     sync.RWMutex      // guards what follows
 	active *memtable         // replaced, and added to, by the holder of the turn
@@ -74,7 +79,7 @@ func (b *Bolt) Close() error {
 	if closed {
 		return nil
 	}
-	err := b.flushed(context.Background())
+	err := b.flushed(context.Background(), !b.bulk)
 	b.mu.Lock()
 	b.closed, b.err = true, ErrClosed
 	b.mu.Unlock()
@@ -85,7 +90,8 @@ func (b *Bolt) Close() error {
 	b.begin.Lock()
 	b.ended = true
 	b.begin.Unlock()
-	if err := errors.Join(err, b.fillErr, b.closeDB()); err != nil {
+	_, runsErr := b.runs.close()
+	if err := errors.Join(err, b.fillErr, runsErr, b.closeDB()); err != nil {
 		return fmt.Errorf("close index: %w", err)
 	}
 	return nil
@@ -128,8 +134,8 @@ func (b *Bolt) chunks(ctx context.Context, ids []Key, out []Location) error {
 		}
 		missed = kept
 	}
-	if len(missed) == 0 {
-		return nil
+	if missed, err = b.chunksInRuns(ids, out, missed); err != nil || len(missed) == 0 || b.empty.Load() {
+		return b.watch(err)
 	}
 	return b.view(func(tx *bbolt.Tx) error {
 		c, err := tableCursor(tx, Chunks)
@@ -207,6 +213,10 @@ func (b *Bolt) Get(ctx context.Context, t Table, key []byte) ([]byte, error) {
 func (b *Bolt) get(t Table, key []byte) ([]byte, error) {
 	value, known, err := b.getFromMemory(t, key)
 	if err == nil && !known {
+		value, known, err = b.getFromRuns(t, key)
+		err = b.watch(err)
+	}
+	if err == nil && !known && !b.empty.Load() {
 		err = b.view(func(tx *bbolt.Tx) (err error) {
 			value, err = getRow(tx, t, key)
 			return err
@@ -291,6 +301,7 @@ func (b *Bolt) Stats() Stats {
 			s.Memtable += int64(m.size)
 		}
 	}
+	s.Pending += b.runs.count()
 	return s
 }
 

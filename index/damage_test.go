@@ -46,14 +46,14 @@ func verify(ctx context.Context, b *Bolt) error {
 
 // checkRight is model.check for a file with damage: what is returned is right, or it is
 // ErrDamaged. It says whether there was any.
-func (m *model) checkRight(t *testing.T, r Reader) (damaged bool) {
+func (m *model) checkRight(t *testing.T, r Reader) (damaged error) {
 	t.Helper()
 	for n := range 3000 {
 		id := key(n)
 		var out [1]Location
 		err := r.Chunks(t.Context(), []Key{id}, out[:])
 		if errors.Is(err, ErrDamaged) {
-			damaged = true
+			damaged = err
 		} else if err != nil || out[0] != m.chunks[id] {
 			t.Fatalf("chunk %d: got %+v, %v, want %+v", n, out[0], err, m.chunks[id])
 		}
@@ -65,7 +65,7 @@ func (m *model) checkRight(t *testing.T, r Reader) (damaged bool) {
 			got, err := r.Get(t.Context(), table, []byte(k))
 			switch {
 			case errors.Is(err, ErrDamaged):
-				damaged = true
+				damaged = err
 			case ok && (err != nil || string(got) != want), !ok && !errors.Is(err, ErrNotFound):
 				t.Fatalf("%v %q: got %q, %v, want %q (%v)", table, k, got, err, want, ok)
 			}
@@ -91,6 +91,12 @@ func TestFlips(t *testing.T) {
 		flips = 60
 	}
 	var refused, read, verified, harmless int
+	what := ""
+	defer func() {
+		if t.Failed() {
+			t.Logf("the last flip was of %s", what)
+		}
+	}()
 	for n := range flips {
 		b := append([]byte(nil), whole...)
 		at := rnd.IntN(used)
@@ -99,6 +105,7 @@ func TestFlips(t *testing.T) {
 		}
 		bit := byte(1) << rnd.IntN(8)
 		b[at] ^= bit
+		what = fmt.Sprintf("byte %d of page %d, bit %#x", at%pageSize, at/pageSize, bit)
 		path := filepath.Join(dir, fmt.Sprint(n))
 		must(t, os.WriteFile(path, b, 0o600))
 		ix, err := OpenBolt(path, Options{})
@@ -114,25 +121,21 @@ func TestFlips(t *testing.T) {
 		found := m.checkRight(t, ix)
 		err = verify(t.Context(), ix)
 		switch {
-		case found:
+		case found != nil:
 			read++
 		case errors.Is(err, ErrDamaged):
 			verified++
 		case err == nil:
 			harmless++
 		}
-		if found && err == nil {
-			t.Errorf("flip of byte %d of page %d, bit %#x: verifying found no damage", at%pageSize, at/pageSize, bit)
+		if found != nil && err == nil {
+			t.Errorf("verifying did not find: %v", found)
 		}
-		found = found || err != nil
-		changed := changeDamaged(t, ix, m)
-		if changed != nil {
-			found = changed.checkRight(t, ix) || found
-		}
+		found = errors.Join(found, err, changeDamaged(t, ix, m).checkRight(t, ix))
 		if err := ix.Close(); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Errorf("close: %v", err)
 		}
-		if again, err := OpenBolt(path, Options{}); found && !errors.Is(err, ErrDamaged) {
+		if again, err := OpenBolt(path, Options{}); found != nil && !errors.Is(err, ErrDamaged) {
 			again.Close()
 			t.Errorf("open again: got %v, want ErrDamaged", err)
 		} else if err == nil {
@@ -144,7 +147,7 @@ func TestFlips(t *testing.T) {
 }
 
 // changeDamaged makes changes all over a file with damage. It returns what must be read
-// then, nil if the index is broken.
+// then, also if they could not be written.
 func changeDamaged(t *testing.T, b *Bolt, m *model) *model {
 	t.Helper()
 	after := newModel()
@@ -205,7 +208,7 @@ func TestMisplacedPages(t *testing.T) {
 			continue
 		}
 		must(t, err)
-		if m.checkRight(t, ix) {
+		if m.checkRight(t, ix) != nil {
 			found++
 		}
 		changeDamaged(t, ix, m)

@@ -26,17 +26,6 @@ func smallDisk(t *testing.T, size string) (dir string, resize func(size string))
 	}
 }
 
-// until waits for what happens soon.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for !ok() {
-		if t.Context().Err() != nil {
-			t.Fatalf("never: %s", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // fillDisk applies batches until the index says that the disk is full, and returns how many.
 func fillDisk(t *testing.T, b *Bolt) (batches int) {
 	t.Helper()

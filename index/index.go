@@ -152,7 +152,7 @@ type Snapshot interface {
 // Stats describes an index.
 type Stats struct {
 	Rows     map[Table]uint64 // rows on disk, by table; exact
-	Pending  uint64           // changed rows in memory, not yet on disk
+	Pending  uint64           // changed rows in memory, or waiting to be merged
 	Disk     int64            // size of the file, bytes
 	Memtable int64            // memory of the pending rows, bytes, estimated
 	Filter   int64            // memory of the filter, bytes

@@ -18,6 +18,7 @@ type memtable struct {
 	marks   map[string]uint64
 	size    int           // memory, bytes, estimated
 	rows    int           // changed rows
+	merge   bool          // to be written to bbolt, with all runs, not as another run
 	written chan struct{} // closed when it is on disk, or the attempt has failed
 }
 

@@ -24,6 +24,11 @@ type Options struct {
 	// written; as much again may be taken by those being written. Default 64 MiB,
 	// at most 1 GiB. A larger one writes fewer pages for a given number of chunks.
 	Memtable int
+	// Bulk is for applying much at once, as when the index is rebuilt: until the first
+	// Flush, memtables that are full are written in order beside the file, and merged into it
+	// by Flush or Snapshot. What was not merged when the process ended is after the
+	// next opening, with or without Bulk.
+	Bulk bool
 	// LockTimeout is how long to wait while another process has the index open.
 	// Default 2 s.
 	LockTimeout time.Duration
@@ -106,6 +111,8 @@ func openBolt(path string, o Options) (*Bolt, error) {
 		heads:     imageOfHeads(db),
 		limit:     o.Memtable,
 		active:    newMemtable(),
+		bulk:      o.Bulk,
+		runs:      newRuns(),
 		marks:     make(map[string]uint64),
 		turn:      make(chan struct{}, 1),
 		work:      make(chan *memtable, 1),
@@ -118,6 +125,10 @@ func openBolt(path string, o Options) (*Bolt, error) {
 	}
 	chunks := int64(b.rows[Chunks].Load())
 	b.filter = newFilter(max(minFilter, chunks+chunks/2))
+	if err := b.openRuns(); err != nil {
+		b.runs.close()
+		return nil, errors.Join(err, db.Close())
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.stopFill = cancel
 	go b.fill(ctx)
@@ -278,10 +289,15 @@ func (b *Bolt) load(tx *bbolt.Tx) error {
 	if err := errors.Join(b.noteFreeList(tx), b.loadHead(tx)); err != nil {
 		return err
 	}
+	empty := true
+	defer func() { b.empty.Store(empty) }()
 	for t, name := range bucketNames() {
 		tree, err := openTree(tx, name, t, true)
 		if err != nil {
 			return err
+		}
+		if empty = empty && tree.root.n == 2; empty {
+			empty = tree.each(nil, func(_, _ []byte) error { return errors.New("a row") }) == nil
 		}
 		switch t {
 		case marksTable:

@@ -3,6 +3,7 @@ package index
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -193,6 +194,20 @@ func (p *page) whole() error {
 		return damagef("page %d has %d bytes in %d pages", p.id, at, len(p.b)/pageSize)
 	}
 	return nil
+}
+
+// isParent checks that the key of element i of a branch is the first one of the page below
+// it, as bbolt relies on to find the element again when that page is replaced.
+func (p *page) isParent(i int, child *page) error {
+	key, err := p.key(i)
+	if err != nil || child.n == 0 {
+		return errors.Join(damagef("page %d is empty", child.id), err)
+	}
+	first, err := child.key(0)
+	if err == nil && !bytes.Equal(key, first) {
+		err = damagef("page %d does not begin as page %d says", child.id, p.id)
+	}
+	return err
 }
 
 // A head is what one of the first two pages says.

@@ -32,7 +32,7 @@ func (b *Bolt) snapshot(ctx context.Context) (*boltSnapshot, error) {
 		return nil, err
 	}
 	defer b.endTurn()
-	if err := b.flushed(ctx); err != nil {
+	if err := b.flushed(ctx, true); err != nil {
 		return nil, err
 	}
 	s := &boltSnapshot{index: b, marks: make(map[string]uint64)}

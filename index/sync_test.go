@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // unavailable skips a test that needs a special part, but not where all parts must be there.
@@ -152,5 +153,16 @@ func TestCommitFailure(t *testing.T) {
 		if got := !errors.Is(err, errUnsynced); got != tt.ok {
 			t.Errorf("%v: known: got %v", tt.err, got)
 		}
+	}
+}
+
+// until waits for what happens soon.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for !ok() {
+		if t.Context().Err() != nil {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }

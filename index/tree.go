@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"errors"
 
 	"go.etcd.io/bbolt"
 )
@@ -16,6 +17,9 @@ type tree struct {
 	root     page
 	table    Table
 	sequence uint64 // bbolt's, of the bucket: the number of rows
+	// strict makes a cursor check all of each page that it comes to, as far as bbolt
+	// relies on it when it writes.
+	strict bool
 	// visit, if it is not nil, is called for each page before it is used.
 	visit func(*page) error
 }
@@ -45,10 +49,11 @@ func openTree(tx *bbolt.Tx, name string, table Table, strict bool) (*tree, error
 				return nil, err
 			}
 			t, err := m.tree(value, table)
-			if err == nil && strict {
-				t.visit = (*page).whole
+			if err != nil {
+				return nil, err
 			}
-			return t, err
+			t.strict = strict
+			return t, nil
 		}
 		if !found {
 			i = max(i-1, 0)
@@ -103,6 +108,11 @@ func (c *cursor) push(p page, lo, hi []byte) error {
 	if c.depth == maxDepth {
 		return damagef("%v has no leaf", c.tree.table)
 	}
+	if c.tree.strict {
+		if err := p.whole(); err != nil {
+			return err
+		}
+	}
 	if c.tree.visit != nil {
 		if err := c.tree.visit(&p); err != nil {
 			return err
@@ -117,6 +127,9 @@ func (c *cursor) push(p page, lo, hi []byte) error {
 func (c *cursor) descend() error {
 	s := c.top()
 	p, err := c.tree.image.page(s.page.child(s.i))
+	if err == nil && c.tree.strict {
+		err = s.page.isParent(s.i, &p)
+	}
 	if err != nil {
 		return err
 	}
@@ -223,9 +236,13 @@ func (c *cursor) get(key []byte) ([]byte, error) {
 }
 
 // meet says whether there is a row under key, for keys that come in order: where the
-// last one's leaf is that of key, too, nothing above it is read again.
-func (c *cursor) meet(key []byte) (found bool, err error) {
+// last one's leaf is that of key, too, nothing above it is read again. isNew says that there
+// is none, for sure.
+func (c *cursor) meet(key []byte, isNew bool) (found bool, err error) {
 	if c.depth > 0 && c.top().page.leaf && c.top().within(key) {
+		if isNew {
+			return false, nil
+		}
 		s := c.top()
 		s.i, found, err = s.page.search(key)
 	} else {
@@ -235,7 +252,10 @@ func (c *cursor) meet(key []byte) (found bool, err error) {
 		c.depth = 0
 		return false, err
 	}
-	if found {
+	switch {
+	case isNew:
+		return false, nil
+	case found:
 		_, _, err = c.row()
 		return true, err
 	}
@@ -253,7 +273,7 @@ func (c *cursor) checkSiblings() error {
 			}
 			p, err := c.tree.image.page(s.page.child(i))
 			if err == nil {
-				err = p.whole()
+				err = errors.Join(p.whole(), s.page.isParent(i, &p))
 			}
 			if err != nil {
 				return err
@@ -317,6 +337,8 @@ func (t *tree) each(from []byte, fn func(key, value []byte) error) error {
 	if err == nil && !found {
 		beside := *c
 		err = beside.between(from)
+	} else if err == nil {
+		_, _, err = c.row()
 	}
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func (b *Bolt) Apply(ctx context.Context, batch *Batch) error {
 // caller has the turn.
 func (b *Bolt) apply(ctx context.Context, batch *Batch) error {
 	if b.active.size >= b.limit {
-		if err := b.freeze(ctx); err != nil {
+		if err := b.freeze(ctx, !b.bulk); err != nil {
 			return err
 		}
 	}
@@ -64,16 +64,18 @@ func (b *Bolt) failure() error {
 	return b.err
 }
 
-// freeze waits for the previous memtable, and hands the active one to writeLoop. The
-// caller has the turn.
-func (b *Bolt) freeze(ctx context.Context) error {
+// freeze waits for the previous memtable, and hands the active one to writeLoop, to
+// be written to bbolt or as a run. The caller has the turn.
+func (b *Bolt) freeze(ctx context.Context, merge bool) error {
 	if err := b.settled(ctx); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	m := b.active
+	m.merge = merge
 	b.frozen, b.active = m, newMemtable()
 	b.mu.Unlock()
+	b.spilled = !merge
 	b.work <- m // does not wait: none was frozen, so the channel is empty
 	return nil
 }
@@ -94,11 +96,11 @@ func (b *Bolt) settled(ctx context.Context) error {
 	}
 }
 
-// flushed returns when everything applied is durable, and nothing is being written.
-// The caller has the turn, so this stays so until it ends.
-func (b *Bolt) flushed(ctx context.Context) error {
-	if !b.active.empty() {
-		if err := b.freeze(ctx); err != nil {
+// flushed returns when everything applied is durable, with merge in bbolt, and nothing is
+// being written. The caller has the turn, so this stays so until it ends.
+func (b *Bolt) flushed(ctx context.Context, merge bool) error {
+	if !b.active.empty() || merge && b.spilled {
+		if err := b.freeze(ctx, merge); err != nil {
 			return err
 		}
 	}
@@ -117,9 +119,10 @@ func (b *Bolt) flush(ctx context.Context) error {
 	if err := b.takeTurn(ctx); err != nil {
 		return err
 	}
+	b.bulk = false
 	var err error
-	if !b.active.empty() {
-		err = b.freeze(ctx)
+	if !b.active.empty() || b.spilled {
+		err = b.freeze(ctx, true)
 	}
 	b.endTurn() // batches may be applied while this one is written
 	if err != nil {
@@ -244,17 +247,14 @@ func raiseMarks(marks, by map[string]uint64) {
 // write makes a frozen memtable durable. Its marks are in the last transaction: a
 // crash leaves them out while there are rows missing.
 func (b *Bolt) write(m *memtable) error {
-	w := writer{b: b}
-	defer w.end()
-	return guard(nil, func() error {
-		for r := range m.sorted() {
-			if err := w.put(r); err != nil {
-				return fmt.Errorf("write to %v: %w", r.table, err)
-			}
-		}
-		if err := w.putMarks(m.marks); err != nil {
-			return fmt.Errorf("write marks: %w", err)
-		}
-		return w.commit()
-	})
+	if !m.merge {
+		return b.spill(m)
+	}
+	w := writer{b: b, bulk: len(b.runs.list) > 0, empty: b.empty.Swap(false)}
+	err := guard(nil, func() error { return w.all(m) })
+	w.end()
+	if err == nil && w.bulk {
+		err = b.dropRuns()
+	}
+	return err
 }

@@ -3,6 +3,7 @@ package index
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 
 	"go.etcd.io/bbolt"
 )
@@ -11,15 +12,21 @@ import (
 // in order of the keys. bbolt keeps a transaction's pages in memory, and cannot reuse
 // the ones that it replaces before the next: in a large file every row may change a
 // page of its own, and one transaction for all would double memory and file.
+//
+// Runs are merged in larger ones, into pages that are nearly full.
 const (
-	txRows  = 32 << 10
-	txBytes = 32 << 20
+	txRows     = 32 << 10
+	txBytes    = 32 << 20
+	bulkTxRows = 128 << 10
+	bulkFill   = 0.9
 )
 
 // writer splits a sequence of rows into transactions. bbolt trusts the pages that it
 // changes: they are checked before it gets to them.
 type writer struct {
 	b         *Bolt
+	bulk      bool // runs are merged
+	empty     bool // there was no row before: what comes in order is not there yet
 	beginning bool
 	tx        *bbolt.Tx // nil between two
 	size      int       // bytes of values in it
@@ -39,7 +46,7 @@ func (w *writer) begin() error {
 	if w.tx != nil {
 		return nil
 	}
-	*w = writer{b: w.b, buf: w.buf, beginning: true}
+	*w = writer{b: w.b, bulk: w.bulk, empty: w.empty, buf: w.buf, beginning: true}
 	tx, err := w.b.beginTx(true)
 	w.beginning = false
 	if err != nil {
@@ -59,12 +66,36 @@ func (w *writer) target(t Table, name string) (*target, error) {
 		return nil, err
 	}
 	to := &target{bucket: w.tx.Bucket([]byte(name)), cursor: cursor{tree: tree}}
+	if w.bulk {
+		to.bucket.FillPercent = bulkFill
+	}
 	w.targets[t] = to
 	return to, nil
 }
 
+// all writes a memtable, and the runs before it.
+func (w *writer) all(m *memtable) error {
+	marks := m.marks
+	if w.bulk {
+		marks = maps.Clone(w.b.marks) // those of the runs are among them
+		raiseMarks(marks, m.marks)
+	}
+	for r, err := range ahead(w.b.merged(m)) {
+		if err == nil {
+			err = w.put(r)
+		}
+		if err != nil {
+			return fmt.Errorf("write to %v: %w", r.table, err)
+		}
+	}
+	if err := w.putMarks(marks); err != nil {
+		return fmt.Errorf("write marks: %w", err)
+	}
+	return w.commit()
+}
+
 func (w *writer) put(r row) error {
-	if w.n >= txRows || w.size >= txBytes {
+	if w.n >= bulkTxRows || w.n >= txRows && !w.bulk || w.size >= txBytes {
 		if err := w.commit(); err != nil {
 			return err
 		}
@@ -79,7 +110,7 @@ func (w *writer) put(r row) error {
 	if r.table == Chunks && r.value != nil {
 		w.b.filter.add((*Key)(r.key)) // before the memtable is dropped
 	}
-	had, err := to.cursor.meet(r.key)
+	had, err := to.cursor.meet(r.key, w.empty)
 	if err != nil {
 		return err
 	}

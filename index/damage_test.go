@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -72,6 +73,49 @@ func (m *model) checkRight(t *testing.T, r Reader) (damaged error) {
 		}
 	}
 	return damaged
+}
+
+// The number of chunks is what the filter is made for: it is not believed beyond reason.
+func TestDamagedCount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "index")
+	must(t, open(t, path, Options{}).Close())
+	db, err := bbolt.Open(path, 0o600, nil)
+	must(t, err)
+	must(t, db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(Chunks.String())).SetSequence(1 << 60) }))
+	must(t, db.Close())
+	if _, err := OpenBolt(path, Options{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v, want ErrDamaged", err)
+	}
+}
+
+// A table that stands in another page has no number and no pages that follow: bbolt would
+// free a page of that number.
+func TestDamagedInlinePage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "index")
+	must(t, open(t, path, Options{}).Close())
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	for _, off := range []int{0, 3, 12, 15} {
+		b := bytes.Clone(whole)
+		n := 0
+		for at := 0; ; n++ {
+			i := bytes.Index(b[at:], []byte(Packs.String()+"\x00"))
+			if i < 0 {
+				break
+			}
+			at += i + len(Packs.String())
+			b[at+16+off] ^= 1
+		}
+		must(t, os.WriteFile(path, b, 0o600))
+		ix, err := OpenBolt(path, Options{})
+		if err == nil {
+			err = errors.Join(verify(t.Context(), ix), ix.Close())
+		}
+		if n == 0 || !errors.Is(err, ErrDamaged) {
+			t.Errorf("byte %d of %d pages: got %v, want ErrDamaged", off, n, err)
+		}
+		os.Remove(path + distrustSuffix)
+	}
 }
 
 // One flipped bit, anywhere: reading gives what was written, or ErrDamaged; writing does

@@ -307,6 +307,9 @@ func (b *Bolt) load(tx *bbolt.Tx) error {
 				return err
 			}
 		}
+		if tree.sequence > uint64(tx.Size())/elementSize {
+			return damagef("%v says that it has %d rows, in a file of %d bytes", t, tree.sequence, tx.Size())
+		}
 		b.rows[t].Store(tree.sequence) // see writer.commit
 	}
 	return nil

@@ -103,6 +103,9 @@ func parsePage(id uint64, b []byte) (page, error) {
 	if flags != leafFlag && flags != branchFlag || pageHead+n*elementSize > len(b) || n == 0 && !p.leaf {
 		return page{}, damagef("page %d has flags %#x and %d elements", id, flags, n)
 	}
+	if id == 0 && (native.Uint64(b) != 0 || native.Uint32(b[12:]) != 0) {
+		return page{}, damagef("a page in a bucket's value says that it is page %d", native.Uint64(b))
+	}
 	// The first key lies right behind the last element: the number of elements is right.
 	if n > 0 && int64(p.pos(0)) != int64(n*elementSize) {
 		return page{}, damagef("page %d has not %d elements", id, n)

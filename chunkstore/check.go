@@ -79,7 +79,7 @@ func (s *Store) Check(ctx context.Context, opts CheckOptions) (*CheckReport, err
 	}
 	defer c.snap.Close()
 	steps := []func(context.Context) error{
-		c.checkPacks, c.checkChunks, c.checkGone, c.checkContents, c.checkPaths, c.checkNames, c.checkBucket,
+		c.snap.Verify, c.checkPacks, c.checkChunks, c.checkGone, c.checkContents, c.checkPaths, c.checkNames, c.checkBucket,
 	}
 	if opts.Repair {
 		steps = append(steps, c.repair)

@@ -128,7 +128,7 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	opts := index.Options{Memtable: s.opts.IndexMemory, Bulk: aside || !there}
+	opts := index.Options{Memtable: s.opts.IndexMemory, RoomWait: s.opts.RetryInterval / 10, Bulk: aside || !there}
 	ix, err := index.OpenBolt(path, opts)
 	if errors.Is(err, index.ErrDamaged) {
 		s.log.Error("the index is damaged; it is put aside and rebuilt from the packs", "err", err)

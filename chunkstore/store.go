@@ -56,7 +56,8 @@ type Options struct {
 	// those that are being written; default 64 MiB each.
 	IndexMemory int
 	// RetryInterval is how long a failed upload of a pack waits before it is tried again;
-	// default 1 s. Each further failure doubles that, up to 60 times as long.
+	// default 1 s. Each further failure doubles that, up to 60 times as long. The index
+	// tries a full disk again after a tenth of it, up to 5 times as long.
 	RetryInterval time.Duration
 	// AllowMissingPacks opens a store that lacks packs that the index names. It is for
 	// repairing it, which makes it one that opens without: see CheckOptions.

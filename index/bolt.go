@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -19,12 +20,13 @@ import (
 // active memtable, the frozen one, the filter (for chunks), and bbolt, in this order:
 // a row moves along it, and is dropped behind only when it can be seen ahead.
 type Bolt struct {
-	path   string
-	id     [16]byte // of the file
-	db     *bbolt.DB
-	limit  int // size at which a memtable is frozen, bytes
-	filter *filter
-	rows   [numTables]atomic.Uint64 // on disk; changed by writeLoop
+	path     string
+	id       [16]byte // of the file
+	db       *bbolt.DB
+	limit    int           // size at which a memtable is frozen, bytes
+	roomWait time.Duration // see Options
+	filter   *filter
+	rows     [numTables]atomic.Uint64 // on disk; changed by writeLoop
 
 	file     *os.File      // db's
 	txid     atomic.Uint64 // of the last transaction that is in the file

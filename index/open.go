@@ -32,12 +32,17 @@ type Options struct {
 	// LockTimeout is how long to wait while another process has the index open.
 	// Default 2 s.
 	LockTimeout time.Duration
+	// RoomWait is how long to wait before a full disk is tried again; default 100 ms.
+	// Each further failure doubles that, up to 50 times as long.
+	RoomWait time.Duration
 }
 
 const (
 	defaultMemtable = 64 << 20
 	maxMemtable     = 1 << 30
 	defaultLockWait = 2 * time.Second
+	defaultRoomWait = 100 * time.Millisecond
+	maxRoomWait     = 50 // times Options.RoomWait
 )
 
 // format is the version of all that is in the file. A change that older code would
@@ -86,6 +91,9 @@ func openBolt(path string, o Options) (*Bolt, error) {
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockWait
 	}
+	if o.RoomWait == 0 {
+		o.RoomWait = defaultRoomWait
+	}
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = createBolt(path, o)
@@ -110,6 +118,7 @@ func openBolt(path string, o Options) (*Bolt, error) {
 		file:      file,
 		heads:     imageOfHeads(db),
 		limit:     o.Memtable,
+		roomWait:  o.RoomWait,
 		active:    newMemtable(),
 		bulk:      o.Bulk,
 		runs:      newRuns(),

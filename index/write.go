@@ -202,18 +202,12 @@ func (b *Bolt) writeLoop() {
 	}
 }
 
-// How long to wait before a full disk is tried again: ever longer.
-const (
-	roomWait    = 100 * time.Millisecond
-	maxRoomWait = 5 * time.Second
-)
-
 // writeWhenRoom writes a memtable as often as it takes until the disk has room for it, or
 // once more after Close has begun. The file of an index that is left broken by what
 // nobody knows the result of is not used again.
 func (b *Bolt) writeWhenRoom(m *memtable) error {
 	closing := false
-	for wait := roomWait; ; wait = min(2*wait, maxRoomWait) {
+	for wait := b.roomWait; ; wait = min(2*wait, maxRoomWait*b.roomWait) {
 		err := b.write(m)
 		if err == nil {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/dedupd/dedupd/bucket"
@@ -225,12 +226,14 @@ func (c *checker) move(ctx context.Context, number uint32, g *gonePack) error {
 	return c.store.commit(ctx, &request{stage: st, records: nothing})
 }
 
-// copyRecords commits again what only the gone packs say in the log.
+// copyRecords commits again what only the gone packs say in the log. These are also the
+// records that moved there when another pack was lost: the index goes on to say that
+// they are that one's.
 func (c *checker) copyRecords(ctx context.Context) error {
 	if len(c.gone) == 0 {
 		return nil
 	}
-	gone := map[packfile.Name]bool{}
+	gone := maps.Clone(c.known.packs)
 	for _, g := range c.gone {
 		gone[g.name] = true
 	}

@@ -262,3 +262,50 @@ func TestRepairMissingPack(t *testing.T) {
 		checkNAR(t, s, rnd, b)
 	}
 }
+
+// The records of a pack that was lost move to another one. When that one is lost too they
+// move on, though the index says that they are the first one's.
+func TestRepairTwice(t *testing.T) {
+	dir := t.TempDir()
+	rnd := testSeed(t)
+	s := testStore(t, dir)
+	want := makeNAR(t, testFile{name: "a", data: randomData(rnd, 300<<10)})
+	putNAR(t, s, want)
+	var lost []string
+	for range 2 {
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		paths, err := filepath.Glob(filepath.Join(dir, "bucket", "packs", "*", "*.pack"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			if slices.Contains(lost, path) {
+				continue
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := flip(path, info.Size()-1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lost = paths
+		if r := mustCheck(t, s, CheckOptions{ReadData: true, Repair: true}); !r.OK() || r.Repaired == 0 {
+			t.Fatalf("repair: got %+v", r)
+		}
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, dir)
+	checkNAR(t, s, rnd, want)
+	if _, err := s.NarInfo(t.Context(), testNarInfo(t, sha256.Sum256(want), len(want)).StorePath.HashPart()); err != nil {
+		t.Error(err)
+	}
+}

@@ -175,8 +175,13 @@ func (r *recovery) salvageIndexed(ctx context.Context, p *halfPack, w *packWrite
 	for _, d := range damages {
 		records = append(records, packfile.Record{Type: packfile.RecordDamage, Body: d.encode()})
 	}
+	past, err := readDamages(ctx, snap)
+	if err != nil {
+		return 0, err
+	}
+	past.packs[p.name] = true // see checker.copyRecords
 	indexed := &checker{store: r.Store, snap: snap}
-	err = indexed.forEachRecord(ctx, map[packfile.Name]bool{p.name: true}, func(rec packfile.Record) error {
+	err = indexed.forEachRecord(ctx, past.packs, func(rec packfile.Record) error {
 		if !known[recordKey(rec)] {
 			records = append(records, rec)
 		}

@@ -62,6 +62,9 @@ const scrubEvery = 24 * time.Hour
 // It is to have returned before Close is called. What it does is in Stats.
 func (s *Store) Scrub(ctx context.Context, rate int64) error {
 	frames, err := newFrameReaders(s.packs)
+	for _, r := range frames {
+		r.quick = true // it looks for what has changed
+	}
 	if err != nil {
 		return fmt.Errorf("scrub: %w", err)
 	}

@@ -54,6 +54,11 @@ func (f *fs) Init(server *fuse.Server) { f.server = server }
 // drop removes a volume, and has the kernel forget its files, which are kept until then.
 func (f *fs) drop(name string) {
 	f.mu.Lock()
+	for _, k := range f.nodes { // the kernel may know them for long
+		if k.vol == f.volumes[name] {
+			k.data, k.disk, k.writes = content{}, content{}, nil
+		}
+	}
 	delete(f.volumes, name)
 	delete(f.top.names, name)
 	f.mu.Unlock()

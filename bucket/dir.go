@@ -88,7 +88,7 @@ func (d *Dir) claim() error {
 	text, err := d.root.ReadFile(markerFile)
 	switch {
 	case err == nil && string(text) != markerText:
-		return fmt.Errorf("%s is of a newer format or damaged: it has to be %q", markerFile, markerText)
+		return fmt.Errorf("%s is not %q: use a newer dedupd, or, if the file is damaged, write it anew", markerFile, markerText)
 	case err == nil:
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read marker: %w", err)

@@ -65,7 +65,11 @@ func (r *run) live() {
 	r.life.bucket.set(nil, 0)
 	cancel()
 	scrubbing.Wait()
-	if !r.waitFor(&clients, 3*time.Second) && !end.freezes && !r.life.disk.Load() {
+	limit := 2 * time.Minute // machines are busy
+	if end.freezes || r.life.disk.Load() {
+		limit = 3 * time.Second
+	}
+	if !r.waitFor(&clients, limit) && limit > 3*time.Second {
 		r.bug("requests do not end, though nothing is in their way")
 	}
 	r.close(end.freezes)

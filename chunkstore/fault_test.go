@@ -268,8 +268,8 @@ func (r *faultRun) checkLeft(t *testing.T, v *faultfs.Volume, at uint64, c *faul
 	}
 }
 
-// parallel calls fn for every point, on all processors.
-func parallel(points []uint64, fn func(uint64)) {
+// parallel calls fn for every point, two at a time, and says how far it is.
+func parallel(t *testing.T, points []uint64, fn func(uint64)) {
 	var wg sync.WaitGroup
 	next := make(chan uint64)
 	for range 2 {
@@ -279,8 +279,11 @@ func parallel(points []uint64, fn func(uint64)) {
 			}
 		})
 	}
-	for _, p := range points {
+	for i, p := range points {
 		next <- p
+		if (i+1)%100 == 0 {
+			t.Logf("%d of %d operations", i+1, len(points))
+		}
 	}
 	close(next)
 	wg.Wait()
@@ -311,7 +314,7 @@ func TestFaultCrash(t *testing.T) {
 	}
 	seed := rnd.Uint64()
 	var kills, cuts faultCounts
-	parallel(points, func(at uint64) {
+	parallel(t, points, func(at uint64) {
 		left, err := r.volume.Copy(at)
 		if err != nil {
 			return // this run was shorter than the first
@@ -365,7 +368,7 @@ func TestFaultErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var counts faultCounts
-			parallel(faultPoints(t, rnd, n, faultSample), func(at uint64) {
+			parallel(t, faultPoints(t, rnd, n, faultSample), func(at uint64) {
 				r := newFaultRun(t, newVolume(t, fs), nars)
 				if err := r.volume.SetPlan(faultfs.Plan{Faults: c.faults(at), Seed: at}); err != nil {
 					t.Error(err)

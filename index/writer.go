@@ -12,14 +12,13 @@ import (
 // in order of the keys. bbolt keeps a transaction's pages in memory, and cannot reuse
 // the ones that it replaces before the next: in a large file every row may change a
 // page of its own, and one transaction for all would double memory and file.
-//
-// Runs are merged in larger ones, into pages that are nearly full.
 const (
-	txRows     = 32 << 10
-	txBytes    = 32 << 20
-	bulkTxRows = 128 << 10
-	bulkFill   = 0.9
+	txRows  = 32 << 10
+	txBytes = 32 << 20
 )
+
+// bulkFill is how full pages become that runs are merged into.
+const bulkFill = 0.9
 
 // writer splits a sequence of rows into transactions. bbolt trusts the pages that it
 // changes: they are checked before it gets to them.
@@ -95,7 +94,7 @@ func (w *writer) all(m *memtable) error {
 }
 
 func (w *writer) put(r row) error {
-	if w.n >= bulkTxRows || w.n >= txRows && !w.bulk || w.size >= txBytes {
+	if w.n >= txRows || w.size >= txBytes {
 		if err := w.commit(); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -132,14 +133,18 @@ func (p *page) span(i int, skip, size uint64) ([]byte, error) {
 }
 
 func (p *page) key(i int) ([]byte, error) {
-	size := native.Uint32(p.element(i)[4:])
+	e := p.b[pageHead+i*elementSize:]
+	e = e[:elementSize:elementSize]
+	pos, size := native.Uint32(e), native.Uint32(e[4:])
 	if p.leaf {
-		size = native.Uint32(p.element(i)[8:])
+		pos, size = size, native.Uint32(e[8:])
 	}
-	if size == 0 {
-		return nil, damagef("element %d of page %d has no key", i, p.id)
+	at := uint64(pageHead+i*elementSize) + uint64(pos)
+	end := at + uint64(size)
+	if size == 0 || at < uint64(pageHead+p.n*elementSize) || end > uint64(len(p.b)) {
+		return nil, damagef("key %d of page %d lies outside of it", i, p.id)
 	}
-	return p.span(i, 0, uint64(size))
+	return p.b[at:end:end], nil
 }
 
 // child returns the id of the page below element i of a branch.
@@ -155,15 +160,27 @@ func (p *page) value(i int, flags uint32) ([]byte, error) {
 }
 
 // search returns the first element whose key is not less than key, and whether it is key.
+// It is most of what looking a row up costs.
 func (p *page) search(key []byte) (i int, found bool, err error) {
+	var want uint64 // the first eight bytes of key, which nearly always decide
+	if len(key) >= 8 {
+		want = binary.BigEndian.Uint64(key)
+	}
 	lo, hi := 0, p.n
 	for lo < hi {
-		mid := (lo + hi) / 2
+		mid := int(uint(lo+hi) / 2)
 		k, err := p.key(mid)
 		if err != nil {
 			return 0, false, err
 		}
-		switch c := bytes.Compare(k, key); {
+		c := 0
+		if len(k) >= 8 && len(key) >= 8 {
+			c = cmp.Compare(binary.BigEndian.Uint64(k), want)
+		}
+		if c == 0 {
+			c = bytes.Compare(k, key)
+		}
+		switch {
 		case c < 0:
 			lo = mid + 1
 		case c == 0:

@@ -224,15 +224,43 @@ func (c *cursor) row() (key, value []byte, err error) {
 
 // get returns the value under key, nil if there is none.
 func (c *cursor) get(key []byte) ([]byte, error) {
-	found, err := c.seek(key)
-	if err != nil {
-		return nil, err
-	}
-	if found {
-		_, value, err := c.row()
+	value, err := c.tree.find(key)
+	if value != nil || err != nil {
 		return value, err
 	}
+	if found, err := c.seek(key); err != nil || found {
+		return nil, errors.Join(err, damagef("row %s of %v is not always found", showKey(key), c.tree.table))
+	}
 	return nil, c.between(key)
+}
+
+// find returns the value under key, nil if it meets none: what it finds is proven by its sum,
+// so it does not need the bounds that a cursor keeps.
+func (t *tree) find(key []byte) ([]byte, error) {
+	p := t.root
+	for range maxDepth {
+		i, found, err := p.search(key)
+		if err != nil {
+			return nil, err
+		}
+		if p.leaf {
+			if !found {
+				return nil, nil
+			}
+			stored, err := p.value(i, 0)
+			if err != nil {
+				return nil, err
+			}
+			return summed(t.table, key, stored)
+		}
+		if !found {
+			i = max(i-1, 0)
+		}
+		if p, err = t.image.page(p.child(i)); err != nil {
+			return nil, err
+		}
+	}
+	return nil, damagef("%v has no leaf", t.table)
 }
 
 // meet says whether there is a row under key, for keys that come in order: where the

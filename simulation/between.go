@@ -114,6 +114,13 @@ func (r *run) heal(c *client, before *chunkstore.CheckReport) {
 		r.bug("repair: %v, report %+v", err, report)
 		return
 	}
+	stats, err := r.life.store.Stats(ctx)
+	if err != nil {
+		r.bug("stats: %v", err)
+		return
+	}
+	// What is in a pack that cannot be read, and that an index made anew does not know.
+	unnamed := r.unnamed || len(stats.Recovered.BadPacks) > 0
 	absent := []string{}
 	for _, n := range r.model.list() {
 		if c.get(n) || r.stopped.Load() {
@@ -121,7 +128,7 @@ func (r *run) heal(c *client, before *chunkstore.CheckReport) {
 		}
 		if n.kind == aPath {
 			absent = append(absent, n.name)
-			if n.acked && !r.unnamed && !slices.ContainsFunc(report.AffectedPaths, func(p string) bool {
+			if n.acked && !unnamed && !slices.ContainsFunc(report.AffectedPaths, func(p string) bool {
 				return strings.HasPrefix(filepath.Base(p), strings.TrimSuffix(n.name, ".narinfo"))
 			}) {
 				r.bug("%s is absent after a repair that does not name it, only %q", n.name, report.AffectedPaths)

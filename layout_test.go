@@ -19,8 +19,8 @@ const module = "github.com/dedupd/dedupd"
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
 	{"gateway", "migrate"},
-	{"chunkstore"},
-	{"packfile", "index"},
+	{"chunkstore", "nixstore", "access"},
+	{"packfile", "index", "upstream"},
 	{"bucket", "nar", "narinfo", "compression"},
 }
 

@@ -148,8 +148,8 @@ func (s *simulation) report(seed uint64, res *Result) {
 	s.t.Errorf("seed %d: found again in %d of %d runs\n%s\n%s", seed, found, again, strings.Join(res.Log, "\n"), strings.Join(res.Bugs, "\n"))
 }
 
-// seedTimeout is far more than a run takes.
-const seedTimeout = "5m"
+// seedTimeout is far more than a run takes, on a machine that is busy with other things too.
+const seedTimeout = "30m"
 
 // runSeed runs a seed in a process of its own.
 func (s *simulation) runSeed(seed uint64) *Result {

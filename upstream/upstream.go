@@ -1,0 +1,31 @@
+// Package upstream reads what others serve: binary caches over HTTP and in directories.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// ErrNotFound is wrapped by what a source says when it does not have something. Every
+// other error means that it cannot be known whether it has.
+var ErrNotFound = errors.New("not found upstream")
+
+// A Source is a place that store paths can be had from. Its methods may be called
+// concurrently.
+type Source interface {
+	// Name says in logs and metrics which source this is. It holds no password.
+	Name() string
+	// NarInfo returns the narinfo of the path with a hash part. Nothing in it has been
+	// verified but its form.
+	NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error)
+	// NAR opens the file that a narinfo of this source names as its URL, from byte off
+	// on. size is that of the whole file in bytes, or -1 if it is not known. The body
+	// ends with an error, never with io.EOF, where it is cut short of that.
+	NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (body io.ReadCloser, size int64, err error)
+	// File opens a small file of the cache by its name, such as log/<derivation>, without
+	// its Content-Encoding.
+	File(ctx context.Context, name string) (io.ReadCloser, error)
+}

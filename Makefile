@@ -4,11 +4,12 @@
 # make powercut TIME=10m    cut the power of a server's disk again and again; as root
 # make faults FAULTS=all     break the disk, kill the server and cut its power, at every operation of a run
 # make simulate TIME=1h     the simulation, from SEED=… on or from anywhere
+# make docs    the manual pages, in man/, and contrib/dedupd.toml
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
 
 GO ?= go
 
-.PHONY: build test race vet ci faults simulate bench powercut deps clean
+.PHONY: build test race vet ci faults simulate docs bench powercut deps clean
 
 build:
 	$(GO) build -o dedupd ./cmd/dedupd
@@ -33,6 +34,10 @@ simulate: TIME ?= 1h
 simulate:
 	DEDUPD_SIMULATE=$(TIME) SEED=$(SEED) $(GO) test -count 1 -timeout 0 -v -run '^TestSimulation$$' ./simulation
 
+docs:
+	$(GO) run ./cmd/dedupd docs man
+	mv man/dedupd.toml contrib/
+
 bench:
 	scripts/with-deps $(GO) run ./benchmarks $(ARGS) $(NAME)
 
@@ -46,4 +51,4 @@ deps:
 	scripts/with-deps true
 
 clean:
-	rm -f dedupd
+	rm -rf dedupd man

@@ -26,6 +26,15 @@ func main() {
 
 // run is the whole program. It ends when ctx does.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "dedupd",
 		Short:         "A Nix binary cache that stores each byte once",
@@ -36,12 +45,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return errors.New("no command was given")
 		},
 	}
-	root.AddCommand(serveCommand(), statsCommand(), checkCommand(), indexCommand(), keyCommand(), versionCommand())
-	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	root.AddCommand(serveCommand(), statsCommand(), checkCommand(), indexCommand(), keyCommand(), versionCommand(), docsCommand())
+	return root
 }
 
 func versionCommand() *cobra.Command {

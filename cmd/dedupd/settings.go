@@ -29,7 +29,7 @@ type Settings struct {
 
 	KeyFiles List   `toml:"key-files" help:"files with secret keys, as nix-store --generate-binary-cache-key makes them, that sign uploads; the default is created if it is not there; none for none"`
 	StoreDir string `toml:"store-dir" help:"store directory of a new repository, or what an existing one must have; default /nix/store"`
-	Splitter string `toml:"splitter" help:"how a new repository splits files, or what an existing one must have: rabin or fastcdc; default rabin"`
+	Splitter string `toml:"splitter" values:"rabin fastcdc" help:"how a new repository splits files, or what an existing one must have: rabin or fastcdc; default rabin"`
 
 	Priority  int  `toml:"priority" help:"what clients sort caches by, lowest first; cache.nixos.org has 40"`
 	MassQuery bool `toml:"mass-query" help:"tell clients that they may ask for many paths at once"`
@@ -47,8 +47,8 @@ type Settings struct {
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
 
 	AccessLog bool       `toml:"access-log" help:"log every request"`
-	LogLevel  slog.Level `toml:"log-level" help:"least important messages to log: debug, info, warn or error"`
-	LogFormat string     `toml:"log-format" help:"format of the log: text or json"`
+	LogLevel  slog.Level `toml:"log-level" values:"debug info warn error" help:"least important messages to log: debug, info, warn or error"`
+	LogFormat string     `toml:"log-format" values:"text json" help:"format of the log: text or json"`
 }
 
 // defaultSettings returns the defaults. Without a home directory, those that are in it
@@ -110,6 +110,7 @@ func (s *Settings) validate() error {
 // A field is one of the Settings.
 type field struct {
 	name, help string
+	values     []string // what to offer on a command line, if it can have a few values only
 	value      reflect.Value
 }
 
@@ -118,13 +119,25 @@ func (s *Settings) fields() []field {
 	fields := make([]field, v.NumField())
 	for i := range fields {
 		tag := v.Type().Field(i).Tag
-		fields[i] = field{tag.Get("toml"), tag.Get("help"), v.Field(i)}
+		fields[i] = field{tag.Get("toml"), tag.Get("help"), strings.Fields(tag.Get("values")), v.Field(i)}
 	}
 	return fields
 }
 
 func (f *field) variable() string {
 	return "DEDUPD_" + strings.ToUpper(strings.ReplaceAll(f.name, "-", "_"))
+}
+
+// toml is the field's value as the settings file has it.
+func (f *field) toml() string {
+	switch v := f.value.Interface().(type) {
+	case int, bool:
+		return fmt.Sprint(v)
+	case List:
+		return strings.ReplaceAll(fmt.Sprintf("%q", []string(v)), `" "`, `", "`)
+	default:
+		return strconv.Quote(fmt.Sprint(v))
+	}
 }
 
 // set sets the field to what text means.
@@ -173,6 +186,9 @@ func addFlags(cmd *cobra.Command, names ...string) func() (*Settings, error) {
 		flag := flags.VarPF(&flagValue{fmt.Sprint(f.value.Interface()), typ}, f.name, "", f.help+" ("+f.variable()+")")
 		if typ == "bool" {
 			flag.NoOptDefVal = "true"
+		}
+		if f.values != nil {
+			cmd.RegisterFlagCompletionFunc(f.name, cobra.FixedCompletions(f.values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
 	return func() (*Settings, error) {

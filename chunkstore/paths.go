@@ -133,4 +133,21 @@ func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo,
 	return vs[0].info, nil
 }
 
+// HasPath says whether a store path is here, by its hash part, with all of its NAR.
+func (s *Store) HasPath(ctx context.Context, hashPart string) (bool, error) {
+	info, err := s.NarInfo(ctx, hashPart)
+	if err == nil {
+		_, err = s.plan(ctx, info.NarHash)
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, index.ErrDamaged): // nothing can be said of what it does not find
+		return false, err
+	case errors.Is(err, ErrNotFound), errors.Is(err, packfile.ErrCorrupt):
+		return false, nil
+	}
+	return false, err
+}
+
 func hashText(h Hash) string { return "sha256:" + hex.EncodeToString(h[:]) }

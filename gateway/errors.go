@@ -65,7 +65,7 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 		h.Set("Retry-After", "5")
 	}
 	// Whatever is wrong now may be right in a moment: an upload may be on its way.
-	h.Set("Cache-Control", "no-store")
+	h.Set("Cache-Control", cacheNever)
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
@@ -80,7 +80,7 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 func statusOf(err error, method string) int {
 	var refused *refusal
 	var tooLarge *http.MaxBytesError
-	put := method == http.MethodPut
+	put := method == http.MethodPut || method == http.MethodPost
 	switch {
 	case errors.As(err, &refused):
 		return refused.code

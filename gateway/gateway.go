@@ -11,9 +11,11 @@
 //	debuginfo/<build ID>[.debug]            GET HEAD PUT
 //	realisations/<id>.doi                   GET HEAD PUT
 //	build-trace-v2/<derivation>/<out>.doi   GET HEAD PUT
+//	api/v1/missing                          POST           which of many paths are not here
 //
 // What clients rely on, and what this package therefore never does, is in each file's
-// comments; the versions of Nix that were tried are 2.8, 2.26 and 2.34.
+// comments; the versions of Nix that were tried are 2.8, 2.26 and 2.34. What Nix does not
+// ask for is described in docs/protocol.md.
 package gateway
 
 import (
@@ -105,6 +107,7 @@ type Gateway struct {
 	narInfos  *otter.Cache[string, *narInfoText] // by hash part
 	listings  *otter.Cache[string, []byte]       // by hash part
 	decoding  chan struct{}                      // slots for requests with a Content-Encoding
+	asking    chan struct{}                      // slots for queries of many paths
 	served    counters
 }
 
@@ -115,6 +118,7 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 		store: store, storeDir: store.Repository().StoreDir, cfg: cfg, log: cfg.Log,
 		narInfos: newNarInfoCache(cfg.NarInfoCache), listings: newListingCache(cfg.ListingCache),
 		decoding: make(chan struct{}, maxDecoding),
+		asking:   make(chan struct{}, maxAsking),
 	}
 	g.cacheInfo = g.makeCacheInfo()
 	return g
@@ -154,9 +158,13 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	if !ok {
 		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
 	}
+	if !res.kind.allows(r.Method) {
+		w.Header().Set("Allow", res.kind.methods())
+		return refuse(http.StatusMethodNotAllowed, "use %s", res.kind.methods())
+	}
 	switch r.Method {
-	case http.MethodGet, http.MethodHead:
-		return g.get(w, r, res)
+	case http.MethodPost:
+		return g.postMissing(w, r)
 	case http.MethodPut:
 		// Before the body is touched: net/http answers "Expect: 100-continue" at its
 		// first read, so that a client that may not write has not sent anything.
@@ -175,8 +183,7 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	w.Header().Set("Allow", "GET, HEAD, PUT")
-	return refuse(http.StatusMethodNotAllowed, "use GET, HEAD or PUT")
+	return g.get(w, r, res)
 }
 
 func (g *Gateway) get(w *response, r *http.Request, res resource) error {

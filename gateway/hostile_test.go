@@ -179,6 +179,9 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	s.want(404, "GET", f.narInfoURL(), nil) // else nobody would upload it again
+	if a := s.want(200, "POST", "/"+gateway.MissingURL, []byte(f.path.HashPart())); string(a.body) != f.path.HashPart()+"\n" {
+		t.Errorf("missing: got %q, want the damaged path", a.body)
+	}
 	s.damaged = true
 }
 

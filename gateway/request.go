@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,19 +35,24 @@ func LoopbackOnly(r *http.Request) error {
 }
 
 // A bodyReader reads a request's body. A client that sends nothing for the timeout ends
-// it with errStalled.
+// it with errStalled, and so does one that is not done at the end, if there is one.
 type bodyReader struct {
 	r       io.Reader
 	ctl     *http.ResponseController
 	timeout time.Duration
+	end     time.Time
 }
 
-func (g *Gateway) body(w *response, r *http.Request) io.Reader {
-	return &bodyReader{r.Body, http.NewResponseController(w), g.cfg.IdleTimeout}
+func (g *Gateway) body(w *response, r *http.Request) *bodyReader {
+	return &bodyReader{r: r.Body, ctl: http.NewResponseController(w), timeout: g.cfg.IdleTimeout}
 }
 
 func (b *bodyReader) Read(p []byte) (int, error) {
-	b.ctl.SetReadDeadline(time.Now().Add(b.timeout)) // fails where there is no connection: in tests
+	deadline := time.Now().Add(b.timeout)
+	if !b.end.IsZero() && b.end.Before(deadline) {
+		deadline = b.end
+	}
+	b.ctl.SetReadDeadline(deadline) // fails where there is no connection: in tests
 	n, err := b.r.Read(p)
 	if err == io.EOF {
 		// Or else net/http, which goes on reading to see whether the client leaves,
@@ -75,23 +81,39 @@ func (g *Gateway) decodedBody(w *response, r *http.Request, limit int64) (io.Rea
 	if err != nil {
 		return nil, err
 	}
-	src := g.body(w, r)
 	if typ == compression.None {
-		return &limited{r: src, limit: limit, left: limit, close: func() {}}, nil
+		return decode(typ, g.body(w, r), limit, func() {})
 	}
+	if err := take(r.Context(), g.decoding); err != nil {
+		return nil, err
+	}
+	return decode(typ, g.body(w, r), limit, func() { <-g.decoding })
+}
+
+// take waits for a slot.
+func take(ctx context.Context, slots chan struct{}) error {
 	select {
-	case g.decoding <- struct{}{}:
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// decode returns src without the compression, up to limit bytes of it. It calls done
+// when it fails, or else when the caller closes what it returns.
+func decode(typ compression.Type, src io.Reader, limit int64, done func()) (io.ReadCloser, error) {
+	if typ == compression.None {
+		return &limited{r: src, limit: limit, left: limit, close: done}, nil
 	}
 	d, err := compression.NewReader(typ, src, compression.Limits{MaxMemory: decodingMemory})
 	if err != nil {
-		<-g.decoding
+		done()
 		return nil, badEncoding(err)
 	}
 	return &limited{r: d, limit: limit, left: limit, close: func() {
 		d.Close()
-		<-g.decoding
+		done()
 	}}, nil
 }
 

@@ -50,8 +50,9 @@ type content struct {
 	write    func(ctx context.Context, w io.Writer, off, n int64) error
 }
 
-// Values of Cache-Control. Errors have no-store.
+// Values of Cache-Control.
 const (
+	cacheNever   = "no-store"
 	cacheShort   = "public, max-age=60"
 	cacheForever = "public, max-age=31536000, immutable"
 )

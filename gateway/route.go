@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/dedupd/dedupd/narinfo"
@@ -17,7 +19,25 @@ const (
 	kindLog
 	kindDebugInfo
 	kindRealisation
+	kindMissing
 )
+
+// allows says whether URLs of the kind have a method.
+func (k kind) allows(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut:
+		return k != kindMissing
+	case http.MethodPost:
+		return k == kindMissing
+	}
+	return false
+}
+
+// methods is the value of Allow.
+func (k kind) methods() string {
+	all := []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut}
+	return strings.Join(slices.DeleteFunc(all, func(m string) bool { return !k.allows(m) }), ", ")
+}
 
 // A resource is a URL of the cache.
 type resource struct {
@@ -43,6 +63,8 @@ func parsePath(path string) (resource, bool) {
 	res := resource{name: name, id: rest}
 	segments := 1
 	switch dir {
+	case "api":
+		return resource{kind: kindMissing, name: name}, rest == "v1/missing"
 	case "nar":
 		res.kind = kindNAR
 	case "log":

@@ -111,6 +111,11 @@ Lists are arrays of strings.
 	for _, f := range s.fields() {
 		fmt.Fprintf(&b, "**%s** = %s\n:   %s. Variable: **%s**\n\n", f.name, withoutHome(f.toml()), sentence(f.help), f.variable())
 	}
+	b.WriteString("# UPSTREAMS\nEach table **[[upstream]]** of the file is a place to look for what the store lacks. It has\n" +
+		"either a url or a store; there are no flags and no variables for it.\n\n")
+	for _, f := range fieldsOf(new(Upstream)) {
+		fmt.Fprintf(&b, "**%s**\n:   %s.\n\n", f.name, sentence(f.help))
+	}
 	b.WriteString("# SEE ALSO\n**dedupd-serve(1)**\n")
 	return b.String()
 }
@@ -122,6 +127,10 @@ func writeExample(w io.Writer, s *Settings) {
 		"# file no variable counts. Made by \"make docs\".\n")
 	for _, f := range s.fields() {
 		fmt.Fprintf(w, "\n# %s.\n#%s = %s\n", sentence(f.help), f.name, withoutHome(f.toml()))
+	}
+	fmt.Fprint(w, "\n# A place to look for what the store lacks; there can be several tables like this.\n#[[upstream]]\n")
+	for _, f := range fieldsOf(new(Upstream)) {
+		fmt.Fprintf(w, "#%s: %s\n", f.name, f.help)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 // Settings are everything that can be set. A field's tag is its name: in the TOML file
 // as it stands, as a flag with two dashes before it, and as a variable in upper case,
 // with DEDUPD_ before it and underscores for dashes. Flags go before variables, those
-// before the file, and that before the defaults.
+// before the file, and that before the defaults. Lists of tables are in the file only.
 type Settings struct {
 	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory"`
 	State  string `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
@@ -46,6 +46,10 @@ type Settings struct {
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
 
+	Upstreams []Upstream `toml:"upstream" help:"places to look for what the store lacks: tables in the file, see Upstream"`
+	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
+	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
+
 	AccessLog bool       `toml:"access-log" help:"log every request"`
 	LogLevel  slog.Level `toml:"log-level" values:"debug info warn error" help:"least important messages to log: debug, info, warn or error"`
 	LogFormat string     `toml:"log-format" values:"text json" help:"format of the log: text or json"`
@@ -58,7 +62,7 @@ func defaultSettings() *Settings {
 		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
 		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20,
-		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), AccessLog: true, LogFormat: "text",
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
 		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
@@ -103,6 +107,12 @@ func (s *Settings) validate() error {
 	need(s.MinFree > 0, "min-free is not above 0")
 	need(s.IdleTimeout > 0, "idle-timeout is not above 0")
 	need(s.ShutdownTimeout > 0, "shutdown-timeout is not above 0")
+	for i, u := range s.Upstreams {
+		if err := u.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("upstream %d (%s): %w", i+1, u.name(), err))
+		}
+	}
+	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)
 }
@@ -114,12 +124,18 @@ type field struct {
 	value      reflect.Value
 }
 
-func (s *Settings) fields() []field {
-	v := reflect.ValueOf(s).Elem()
-	fields := make([]field, v.NumField())
-	for i := range fields {
+func (s *Settings) fields() []field { return fieldsOf(s) }
+
+// fieldsOf returns the settings in a pointer to a struct that are no lists of tables.
+func fieldsOf(table any) []field {
+	v := reflect.ValueOf(table).Elem()
+	var fields []field
+	for i := range v.NumField() {
+		if typ := v.Field(i).Type(); typ.Kind() == reflect.Slice && typ.Elem().Kind() == reflect.Struct {
+			continue
+		}
 		tag := v.Type().Field(i).Tag
-		fields[i] = field{tag.Get("toml"), tag.Get("help"), strings.Fields(tag.Get("values")), v.Field(i)}
+		fields = append(fields, field{tag.Get("toml"), tag.Get("help"), strings.Fields(tag.Get("values")), v.Field(i)})
 	}
 	return fields
 }

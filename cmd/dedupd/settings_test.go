@@ -70,15 +70,39 @@ spool-size = "4MiB"
 min-free = "5MiB"
 idle-timeout = "1s"
 shutdown-timeout = "1s"
+max-pulls = 4
+pull-cache = "6MiB"
 access-log = false
 log-level = "warn"
 log-format = "json"
+
+[[upstream]]
+url = "https://cache.example"
+public-keys = ["example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+priority = 5
+keep = false
+timeout = "1s"
+idle-timeout = "2s"
+negative-cache = "3s"
+when-unreachable = "absent"
+user = "me"
+password-file = "/password"
+
+[[upstream]]
+store = "/nix/store"
 `
+	no := false
 	want := &Settings{
 		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
 		Priority: 1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
+		MaxPulls: 4, PullCache: 6 << 20,
+		Upstreams: []Upstream{{
+			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
+			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),
+			WhenUnreachable: "absent", User: "me", PasswordFile: "/password",
+		}, {Store: "/nix/store"}},
 	}
 	for _, f := range want.fields() {
 		if !strings.Contains(file, "\n"+f.name+" = ") {
@@ -116,6 +140,16 @@ func TestBadSettings(t *testing.T) {
 		{file: "listen = [1]\n", says: "list of strings"},
 		{file: "flush-interval = 30\n", says: "duration"},
 		{file: "= 1", says: "line 1"},
+		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\ntrusted = true\n", says: `there is no setting "upstream.trusted"`},
+		{file: "[[upstream]]\nurl = \"http://x\"\n", says: "upstream 1 (http://x): needs public-keys"},
+		{file: "[[upstream]]\nurl = \"http://x\"\npublic-keys = \"x:AA\"\n", says: `public-keys: "x:AA": public key`},
+		{file: "[[upstream]]\nurl = \"http://me:secret@x\"\ntrust = true\n", says: "url has a user name"},
+		{file: "[[upstream]]\nurl = \"s3://x\"\ntrust = true\n", says: "is not http"},
+		{file: "[[upstream]]\ntrust = true\n", says: "either a url or a store"},
+		{file: "[[upstream]]\nstore = \"nix\"\n", says: "not an absolute path"},
+		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\nuser = \"me\"\n", says: "user and password-file"},
+		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\nwhen-unreachable = \"x\"\n", says: "when-unreachable"},
+		{flag: "--max-pulls=0", says: "max-pulls"},
 		{variable: "DEDUPD_PRIORITY=high", says: "DEDUPD_PRIORITY"},
 		{variable: "DEDUPD_CONFIG=/does/not/exist", says: "/does/not/exist"},
 		{flag: "--priority=0", says: "priority"},

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// An Upstream is one [[upstream]] of the settings file: a place to look for what the
+// store lacks. It has either a URL or a Store.
+type Upstream struct {
+	URL   string `toml:"url" help:"a binary cache: http://…, https://… or file:///directory"`
+	Store string `toml:"store" help:"the store directory of a Nix store on this machine: /nix/store"`
+
+	Priority        int      `toml:"priority" help:"what upstreams are asked by, lowest first; those with the same in the order of the file"`
+	PublicKeys      List     `toml:"public-keys" help:"keys of which one must have signed a path, as in trusted-public-keys"`
+	Trust           bool     `toml:"trust" help:"take paths without looking at signatures"`
+	Keep            *bool    `toml:"keep" help:"store what is pulled; default true for a cache, false for a store"`
+	Timeout         Duration `toml:"timeout" help:"time that the upstream has for the first byte of an answer; default 10s"`
+	IdleTimeout     Duration `toml:"idle-timeout" help:"time that the upstream has between bytes; default 60s"`
+	NegativeCache   Duration `toml:"negative-cache" help:"time for which a path that the upstream does not have is not asked for again; default 10m"`
+	WhenUnreachable string   `toml:"when-unreachable" help:"what clients are told of paths that nobody else has while the upstream cannot be reached: error, so that they try again or fail, or absent, so that they build them; default error"`
+
+	User         string `toml:"user" help:"user name that the cache asks for"`
+	PasswordFile string `toml:"password-file" help:"file with the password, or token, that belongs to it"`
+	NetrcFile    string `toml:"netrc-file" help:"file with user name and password, as Nix has it in netrc-file"`
+}
+
+// name says which upstream it is, without a password that does not belong in its URL.
+func (u *Upstream) name() string {
+	if parsed, err := url.Parse(u.URL); u.Store == "" && err == nil {
+		return parsed.Redacted()
+	}
+	return u.Store
+}
+
+// keep says whether what comes from the upstream is stored.
+func (u *Upstream) keep() bool {
+	if u.Keep != nil {
+		return *u.Keep
+	}
+	return u.Store == ""
+}
+
+// validate reports everything that cannot be right.
+func (u *Upstream) validate() error {
+	var errs []error
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	need((u.URL == "") != (u.Store == ""), "needs either a url or a store")
+	if u.URL != "" {
+		errs = append(errs, validateURL(u.URL))
+		need(len(u.PublicKeys) > 0 || u.Trust, "needs public-keys, of which one must have signed a path, or trust = true, to take all that comes from there")
+	}
+	need(u.Store == "" || filepath.IsAbs(u.Store), "store %q is not an absolute path", u.Store)
+	for _, key := range u.PublicKeys {
+		_, err := narinfo.ParsePublicKey(key)
+		need(err == nil, "public-keys: %q: %w", key, err)
+	}
+	need(len(u.PublicKeys) == 0 || !u.Trust, "has public-keys, which trust = true would make no use of")
+	need(u.Timeout >= 0 && u.IdleTimeout >= 0 && u.NegativeCache >= 0, "has a negative time")
+	need(u.WhenUnreachable == "" || u.WhenUnreachable == "error" || u.WhenUnreachable == "absent", "when-unreachable is %q, not error or absent", u.WhenUnreachable)
+	need((u.User == "") == (u.PasswordFile == ""), "needs user and password-file, or neither")
+	need(u.NetrcFile == "" || u.User == "", "has both a user and a netrc-file")
+	need(u.NetrcFile == "" && u.User == "" || strings.HasPrefix(u.URL, "http"), "has a password, which only a cache at http:// or https:// can ask for")
+	return errors.Join(errs...)
+}
+
+func validateURL(text string) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return errors.New("url is malformed")
+	case u.User != nil:
+		return errors.New("url has a user name in it; use user and password-file, or netrc-file")
+	case u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("url %q has parameters; they are settings here", text)
+	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path), (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
+		return nil
+	}
+	return fmt.Errorf("url %q is not http://…, https://… or file:///directory", text)
+}

@@ -30,12 +30,13 @@ type CheckOptions struct {
 
 // A checker compares packs and index, as they are at one moment between two commits.
 type checker struct {
-	store *Store
-	opts  CheckOptions
-	snap  index.Snapshot
-	packs map[packfile.Name]bool // that the index has applied
-	open  *openPack              // as it was at that moment, nil for none
-	used  map[uint32]int64       // chunks that the index has in each pack, as counted from the packs
+	store   *Store
+	opts    CheckOptions
+	snap    index.Snapshot
+	packs   map[packfile.Name]bool // that the index has applied
+	partial map[packfile.Name]bool // that it has not applied all of; see leftOut
+	open    *openPack              // as it was at that moment, nil for none
+	used    map[uint32]int64       // chunks that the index has in each pack, as counted from the packs
 
 	frames     frameReaders
 	known      *knownDamages
@@ -132,7 +133,9 @@ func (c *checker) checkPacks(ctx context.Context) (err error) {
 		names = append(names, name)
 		c.packs[name] = true
 	}
-	for _, unmarked := range []map[packfile.Name]bool{c.store.missed, c.store.partial} {
+	missed, partial := c.store.leftOut.get()
+	c.partial = partial
+	for _, unmarked := range []map[packfile.Name]bool{missed, partial} {
 		for name := range unmarked {
 			if !c.packs[name] {
 				names = append(names, name)
@@ -180,7 +183,7 @@ func (c *checker) checkPack(ctx context.Context, name packfile.Name, mark uint64
 		return err
 	}
 	c.PackBytes += size
-	partial := c.store.partial[name]
+	partial := c.partial[name]
 	if uint64(pack.Entries) != mark && !partial {
 		c.problem("pack %s: the index applied %d of %d entries", name, mark, pack.Entries)
 	}

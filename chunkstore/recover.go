@@ -58,7 +58,7 @@ func (s *Store) recover(ctx context.Context) error {
 	r.report.Applied, r.report.Omitted, r.report.IndexAnew = r.progress.Packs, r.omitted, rebuilt
 	r.report.Elapsed = time.Since(begun)
 	r.report.log(s.log)
-	s.recovered, s.missed, s.partial = r.report, r.missed, r.partial
+	s.recovered, s.leftOut = r.report, leftOut{missed: r.missed, partial: r.partial}
 	return nil
 }
 
@@ -113,7 +113,7 @@ func (r *recovery) applyAll(ctx context.Context) error {
 			r.bad[t.name] = t.err
 			return nil
 		}
-		if err := r.apply(ctx, t.pack); err != nil {
+		if err := r.apply(ctx, t.pack, r.have); err != nil {
 			return fmt.Errorf("apply pack %s: %w", t.name, err)
 		}
 		progress.applied(t.pack)
@@ -123,9 +123,9 @@ func (r *recovery) applyAll(ctx context.Context) error {
 	return err
 }
 
-// apply applies a pack. Commits that rely on a pack that is missing are left out, and
-// the pack gets no mark: the next start tries again.
-func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
+// apply applies a pack. Commits that rely on a pack that the store does not have are left
+// out, and the pack gets no mark: the next start, or repairing, tries again.
+func (r *recovery) apply(ctx context.Context, pack *packfile.Pack, have func(packfile.Name) bool) error {
 	number, err := r.packs.number(ctx, pack.Name)
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack) error {
 	complete := true
 	err = pack.ForEachCommit(func(n int, c *packfile.Commit) error {
 		for _, other := range c.Packs {
-			if !r.have(other) {
+			if !have(other) {
 				complete = false
 				r.missed[other], r.partial[pack.Name] = true, true
 				r.omitted++

@@ -199,6 +199,9 @@ func (c *checker) repair(ctx context.Context) error {
 			return fmt.Errorf("pack %s: %w", g.name, err)
 		}
 	}
+	if err := c.store.applyLeftOut(ctx); err != nil {
+		return err
+	}
 	c.Marked, c.Repaired = int64(len(found)), c.repairable
 	c.AbsentPaths, c.AbsentFiles = c.AffectedPathCount, c.AffectedFileCount
 	return nil

@@ -309,3 +309,60 @@ func TestRepairTwice(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pack that an index made anew finds damaged takes with it what later packs say about
+// its chunks. Repairing brings back what is left of that, without another start.
+func TestRepairLeftOut(t *testing.T) {
+	dir := t.TempDir()
+	rnd := testSeed(t)
+	s := testStore(t, dir)
+	shared := testFile{name: "a", data: randomData(rnd, 300<<10)}
+	first := makeNAR(t, shared)
+	second := makeNAR(t, shared, testFile{name: "b", data: randomData(rnd, 300<<10)})
+	for _, b := range [][]byte{first, second} {
+		putNAR(t, s, b)
+		if err := s.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	packs, err := filepath.Glob(filepath.Join(dir, "bucket", "packs", "*", "*.pack"))
+	if err != nil || len(packs) != 2 {
+		t.Fatalf("%q, %v", packs, err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(packs)
+	info, err := os.Stat(packs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := flip(packs[0], info.Size()-1); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, dir)
+	if r := mustCheck(t, s, CheckOptions{ReadData: true}); r.ProblemCount != 2 {
+		t.Fatalf("before: got %+v", r)
+	}
+	if r := mustCheck(t, s, CheckOptions{Repair: true}); !r.OK() {
+		t.Fatalf("repair: got %+v", r)
+	}
+	if r := mustCheck(t, s, CheckOptions{ReadData: true}); r.ProblemCount != 0 {
+		t.Errorf("after: got %+v", r)
+	}
+	// The second path is known again: only a part of its NAR is lost.
+	if _, err := s.NarInfo(t.Context(), testNarInfo(t, sha256.Sum256(second), len(second)).StorePath.HashPart()); err != nil {
+		t.Error(err)
+	}
+	if servedOrAbsent(t, s, second) {
+		t.Error("the second NAR is there, without the chunks of the first")
+	}
+	putNAR(t, s, first)
+	checkNAR(t, s, rnd, second)
+	if r := mustCheck(t, s, CheckOptions{ReadData: true}); r.ProblemCount != 0 {
+		t.Errorf("healed: got %+v", r)
+	}
+}

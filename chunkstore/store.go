@@ -118,12 +118,11 @@ type Store struct {
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
 	staging  string
 
-	rebuilt   RebuildReport          // what Open has done to the index
-	recovered RecoveryReport         // what Open has found and done
-	missed    map[packfile.Name]bool // packs that Open did not find whole, and the index does not have
-	partial   map[packfile.Name]bool // packs of which commits rely on these, and were left out
-	damages   atomic.Uint64          // how often this process has found chunks damaged
-	marked    atomic.Uint64          // the same, counted when everybody sees it
+	rebuilt   RebuildReport  // what Open has done to the index
+	recovered RecoveryReport // what Open has found and done
+	leftOut   leftOut
+	damages   atomic.Uint64 // how often this process has found chunks damaged
+	marked    atomic.Uint64 // the same, counted when everybody sees it
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool

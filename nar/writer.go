@@ -31,7 +31,8 @@ type Writer struct {
 	err     error
 }
 
-// NewWriter returns a Writer that writes to w, with a buffer of 64 KiB.
+// NewWriter returns a Writer that writes to w, with a buffer of 64 KiB, or through w
+// itself if that is a [bufio.Writer] with no less.
 func NewWriter(w io.Writer) *Writer {
 	return &Writer{w: bufio.NewWriterSize(w, bufferSize)}
 }
@@ -66,6 +67,28 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 	return n, nil
 }
+
+// ReadFrom writes contents of the current file, all that are missing, from r, without a
+// copy in between. It is an error if r has less; what it has more is not read.
+func (w *Writer) ReadFrom(r io.Reader) (int64, error) {
+	if w.err != nil {
+		return 0, w.err
+	}
+	n, err := w.w.ReadFrom(&io.LimitedReader{R: r, N: w.left})
+	w.off += n
+	w.left -= n
+	if err == nil && w.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return n, w.fail(err)
+	}
+	return n, nil
+}
+
+// Offset returns how many bytes of the archive were written so far, buffered ones
+// included. After a Regular file's header it is the [Header.Offset] of the contents.
+func (w *Writer) Offset() int64 { return w.off }
 
 // Close finishes the archive and flushes it. It does not close the underlying
 // writer. Closing twice is fine.

@@ -61,8 +61,15 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// version is what Go knows of the source that this was built from.
+// release is the version of a packaged build, set by the linker.
+var release string
+
+// version is what the packager says, or else what Go knows of the source that this was
+// built from.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(unknown)"

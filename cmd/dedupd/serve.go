@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -93,6 +94,8 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	}
 	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
 	advise(stdout, listeners[0].Addr(), keys)
+	daemon.SdNotify(false, daemon.SdNotifyReady)
+	defer context.AfterFunc(ctx, func() { daemon.SdNotify(false, daemon.SdNotifyStopping) })()
 	return group.Wait()
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
@@ -72,7 +73,7 @@ func openFlipStore(ctx context.Context, dir string, refuse bool, log *slog.Logge
 }
 
 func flipGateway(s *chunkstore.Store, log *slog.Logger) *gateway.Gateway {
-	return gateway.New(s, gateway.Config{AllowWrite: func(*http.Request) error { return nil }, Log: log})
+	return gateway.New(s, gateway.Config{Access: &access.Policy{Anyone: access.Read | access.Write}, Log: log})
 }
 
 // makeFlipTemplate makes the store in dir, which is of no use afterwards.

@@ -51,7 +51,7 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 		g.log.Info("request was not completed", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 	case code >= 500 || errors.Is(err, packfile.ErrCorrupt):
 		g.log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-	case r.Method == http.MethodPut:
+	case r.Method == http.MethodPut && code != http.StatusUnauthorized:
 		g.log.Warn("upload refused", "path", r.URL.Path, "status", code, "err", err)
 	}
 	if gone || w.status != 0 {

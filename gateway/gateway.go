@@ -26,6 +26,7 @@ import (
 
 	"github.com/maypok86/otter/v2"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
 )
@@ -39,9 +40,9 @@ type Config struct {
 	Priority int
 	// NoMassQuery tells clients not to ask for many paths at once.
 	NoMassQuery bool
-	// AllowWrite returns an error, which the client is told, if a request may not write.
-	// The default is LoopbackOnly.
-	AllowWrite func(*http.Request) error
+	// Access says who may do what. The default is that everyone may read, and that this
+	// machine may write.
+	Access *access.Policy
 	// MaxNarInfo and MaxFile are the largest narinfo (default 4 MiB) and the largest log,
 	// listing or other small file (default 64 MiB) that can be PUT, in decoded bytes.
 	// That of NARs is the store's.
@@ -66,9 +67,6 @@ func (c *Config) setDefaults() {
 	if c.Priority == 0 {
 		c.Priority = 30
 	}
-	if c.AllowWrite == nil {
-		c.AllowWrite = LoopbackOnly
-	}
 	if c.MaxNarInfo == 0 {
 		c.MaxNarInfo = 4 << 20
 	}
@@ -92,6 +90,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Access == nil {
+		c.Access = &access.Policy{Anyone: access.Read, Local: access.Write, Log: c.Log}
 	}
 }
 
@@ -127,7 +128,7 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	resp := &response{ResponseWriter: w}
+	resp := &response{ResponseWriter: w, who: new(access.Identity)}
 	aborted := false
 	if err := g.handle(resp, r); err != nil {
 		aborted = !g.fail(resp, r, err)
@@ -146,7 +147,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			slog.String("method", r.Method), slog.String("path", r.URL.Path),
 			slog.Int("status", resp.status), slog.Int64("bytes", resp.bytes), slog.Bool("aborted", aborted),
 			slog.Duration("duration", time.Since(start)),
-			slog.String("remote", r.RemoteAddr), slog.String("agent", r.UserAgent()))
+			slog.String("remote", r.RemoteAddr), slog.String("by", resp.who.Name), slog.String("agent", r.UserAgent()))
 	}
 	if aborted {
 		panic(http.ErrAbortHandler) // net/http closes the connection, and says nothing
@@ -155,6 +156,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (g *Gateway) handle(w *response, r *http.Request) error {
 	res, ok := parsePath(r.URL.Path)
+	// Before anything else: who may not ask is told nothing, not even what there is. And
+	// before the body is touched: net/http answers "Expect: 100-continue" at its first
+	// read, so that a client that may not write has not sent anything.
+	if err := g.authorize(w, r, res); err != nil {
+		return err
+	}
 	if !ok {
 		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
 	}
@@ -166,11 +173,6 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	case http.MethodPost:
 		return g.postMissing(w, r)
 	case http.MethodPut:
-		// Before the body is touched: net/http answers "Expect: 100-continue" at its
-		// first read, so that a client that may not write has not sent anything.
-		if err := g.cfg.AllowWrite(r); err != nil {
-			return refuse(http.StatusForbidden, "%w", err)
-		}
 		// net/http cancels the context when the client ends its side. What is wrong then
 		// is that the body is cut short, and that is found out by reading it.
 		ctx, cancel := untilCutOff(r.Context())

@@ -3,36 +3,13 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/dedupd/dedupd/compression"
 )
-
-// LoopbackOnly allows writes from this machine: not from others through a proxy on it,
-// and not from a browser, which any web page could have write (with the gateway's
-// signature, even).
-func LoopbackOnly(r *http.Request) error {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return errors.New("writing is allowed from this machine only")
-	}
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip", "Via"} {
-		if r.Header[name] != nil {
-			return fmt.Errorf("writing is allowed from this machine only, and the header %s says that a proxy forwarded this", name)
-		}
-	}
-	for _, name := range []string{"Origin", "Sec-Fetch-Site"} {
-		if r.Header[name] != nil {
-			return fmt.Errorf("writing is not allowed to browsers, and the header %s says that this is one", name)
-		}
-	}
-	return nil
-}
 
 // A bodyReader reads a request's body. A client that sends nothing for the timeout ends
 // it with errStalled, and so does one that is not done at the end, if there is one.

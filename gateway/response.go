@@ -7,11 +7,14 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/dedupd/dedupd/access"
 )
 
-// A response is an http.ResponseWriter that remembers what was answered.
+// A response is an http.ResponseWriter that remembers what was answered to whom.
 type response struct {
 	http.ResponseWriter
+	who    *access.Identity
 	status int   // 0 until the header is written
 	bytes  int64 // of the body
 	err    error // of writing to the client

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
 
@@ -36,6 +37,7 @@ func writeBenchPack(tb testing.TB, dir string, n int) error {
 	for range benchPackChunks / benchNARChunks {
 		var e packfile.Entry
 		r := recipe{}
+		size := int64(0)
 		for range benchNARChunks {
 			c := packfile.Chunk{Len: uint32(64<<10 + rnd.IntN(100<<10))}
 			for i := 0; i < len(c.ID); i += 8 {
@@ -45,10 +47,11 @@ func writeBenchPack(tb testing.TB, dir string, n int) error {
 			e.Frames = append(e.Frames, f)
 			frames += f.Size()
 			r.items = append(r.items, item{id: c.ID, len: c.Len})
+			size += int64(c.Len)
 		}
 		body := r.encode()
 		hash := Hash(sha256.Sum256(body))
-		c := content{hash: hash, size: 3 << 20, nar: true, recipe: recipeID(body)}
+		c := content{hash: hash, size: size, nar: true, recipe: recipeID(body)}
 		f := File{Name: narName(hash), Content: hash, Size: c.size, NAR: true, Compression: "none", FileSize: c.size, FileHash: hash}
 		e.Commit = (&packfile.Commit{Records: []packfile.Record{
 			{Type: packfile.RecordRecipe, Body: body},
@@ -78,13 +81,13 @@ func writeBenchPack(tb testing.TB, dir string, n int) error {
 	return err
 }
 
-// BenchmarkRebuild makes the index of DEDUPD_BENCH_CHUNKS chunks (300,000) in packs of a
-// bucket in a directory, with the records of their NARs; nothing is known before.
-func BenchmarkRebuild(b *testing.B) {
-	chunks := 300_000
+// writeBenchPacks writes packs with DEDUPD_BENCH_CHUNKS chunks, or the number that is given,
+// into a bucket in a directory.
+func writeBenchPacks(b *testing.B, chunks int) bucket.Bucket {
 	if n, err := strconv.Atoi(os.Getenv("DEDUPD_BENCH_CHUNKS")); err == nil {
 		chunks = n
 	}
+	b.Helper()
 	ctx := b.Context()
 	dir := b.TempDir()
 	at, err := bucket.Open(ctx, "file://"+dir)
@@ -102,6 +105,13 @@ func BenchmarkRebuild(b *testing.B) {
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
+	return at
+}
+
+// BenchmarkRebuild makes the index of 300,000 chunks in packs of a bucket in a directory,
+// with the records of their NARs; nothing is known before.
+func BenchmarkRebuild(b *testing.B) {
+	at := writeBenchPacks(b, 300_000)
 	for _, memory := range []int64{128, 1024} {
 		b.Run(fmt.Sprintf("memory=%dMiB", memory), func(b *testing.B) { benchRebuild(b, at, memory<<20) })
 	}
@@ -121,6 +131,38 @@ func benchRebuild(b *testing.B, packs bucket.Bucket, memory int64) {
 	}
 	b.ReportMetric(float64(chunks)/b.Elapsed().Seconds(), "chunks/s")
 	b.ReportMetric(float64((cpuTime(b)-cpu).Nanoseconds())/float64(chunks), "cpu-ns/chunk")
+}
+
+// BenchmarkHasPath asks for the paths of 3,000,000 chunks, in random order.
+func BenchmarkHasPath(b *testing.B) {
+	ctx := context.WithoutCancel(b.Context())
+	opts := Options{State: b.TempDir(), Bucket: writeBenchPacks(b, 3_000_000), Log: slog.New(slog.DiscardHandler)}
+	if _, err := RebuildIndex(ctx, opts, RebuildOptions{}); err != nil {
+		b.Fatal(err)
+	}
+	s, err := Open(ctx, opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close(ctx)
+	snap, err := s.ix.Snapshot(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var paths []string
+	if err := snap.ForEach(ctx, index.Paths, nil, func(key, _ []byte) error {
+		paths = append(paths, string(key))
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+	snap.Close()
+	rand.Shuffle(len(paths), func(i, j int) { paths[i], paths[j] = paths[j], paths[i] })
+	for i := 0; b.Loop(); i++ {
+		if has, err := s.HasPath(ctx, paths[i%len(paths)]); err != nil || !has {
+			b.Fatal(has, err)
+		}
+	}
 }
 
 // cpuTime is what the process has used. On a machine that others use, too, it says more than the clock.

@@ -104,6 +104,35 @@ func (a *applier) findSpoiled(ctx context.Context) error {
 // may be absent from then on.
 func (s *Store) DamageCount() uint64 { return s.marked.Load() }
 
+// intact says whether no chunk of the repository was ever damaged, so that what the index
+// has of objects is all there. It looks once: later damage is found by this process.
+func (s *Store) intact(ctx context.Context) (bool, error) {
+	if s.damages.Load() > 0 {
+		return false, nil
+	}
+	if known := s.wasIntact.Load(); known != nil {
+		return *known, nil
+	}
+	snap, err := s.ix.Snapshot(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer snap.Close()
+	intact := true
+	err = snap.ForEach(ctx, index.Packs, nil, func(_, _ []byte) error {
+		intact = false
+		return errStop
+	})
+	if err != nil && err != errStop {
+		return false, fmt.Errorf("look for damage: %w", err)
+	}
+	s.wasIntact.Store(&intact)
+	return intact, nil
+}
+
+// errStop ends a walk over the index that has seen enough.
+var errStop = errors.New("seen enough")
+
 // isDamage says whether an error of reading a frame means that it is not there as it
 // was written, and not that it cannot be had just now.
 func isDamage(err error) bool {

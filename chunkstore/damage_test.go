@@ -178,6 +178,34 @@ func TestDamagedPathTakesAnotherNAR(t *testing.T) {
 	}
 }
 
+// What is damaged is not there, also to a process that did not find the damage.
+func TestHasPath(t *testing.T) {
+	dir := t.TempDir()
+	s, b := damagedStore(t, dir, func(path string) error { return flip(path, 400<<10) })
+	other := makeNAR(t, testFile{name: "other", data: randomData(testSeed(t), 5000)})
+	putNAR(t, s, other)
+	want := func(want bool, b []byte) {
+		t.Helper()
+		got, err := s.HasPath(t.Context(), testNarInfo(t, sha256.Sum256(b), len(b)).StorePath.HashPart())
+		if err != nil || got != want {
+			t.Errorf("got %v (%v), want %v", got, err, want)
+		}
+	}
+	want(true, b)
+	want(true, other)
+	want(false, nil)
+	checkDamaged(t, s, b)
+	want(false, b)
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s = testStore(t, dir)
+	want(false, b)
+	want(true, other)
+	putNAR(t, s, b)
+	want(true, b)
+}
+
 // A pack that is gone from the bucket is damage too.
 func TestLostPackIsHealed(t *testing.T) {
 	dir := t.TempDir()

@@ -137,7 +137,7 @@ func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo,
 func (s *Store) HasPath(ctx context.Context, hashPart string) (bool, error) {
 	info, err := s.NarInfo(ctx, hashPart)
 	if err == nil {
-		_, err = s.plan(ctx, info.NarHash)
+		err = s.hasObject(ctx, info.NarHash)
 	}
 	switch {
 	case err == nil:
@@ -148,6 +148,24 @@ func (s *Store) HasPath(ctx context.Context, hashPart string) (bool, error) {
 		return false, nil
 	}
 	return false, err
+}
+
+// hasObject returns an error that wraps ErrNotFound or packfile.ErrCorrupt if the store
+// does not have an object, or not all of it. Where nothing was ever damaged it need not
+// look for each chunk, which is most of what a plan costs.
+func (s *Store) hasObject(ctx context.Context, hash Hash) error {
+	intact, err := s.intact(ctx)
+	if err != nil {
+		return err
+	}
+	if !intact {
+		_, err = s.plan(ctx, hash)
+		return err
+	}
+	if _, err = s.ix.Get(ctx, index.Contents, hash[:]); errors.Is(err, index.ErrNotFound) {
+		return fmt.Errorf("object %x: %w", hash, ErrNotFound)
+	}
+	return err
 }
 
 func hashText(h Hash) string { return "sha256:" + hex.EncodeToString(h[:]) }

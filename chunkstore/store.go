@@ -121,8 +121,9 @@ type Store struct {
 	rebuilt   RebuildReport  // what Open has done to the index
 	recovered RecoveryReport // what Open has found and done
 	leftOut   leftOut
-	damages   atomic.Uint64 // how often this process has found chunks damaged
-	marked    atomic.Uint64 // the same, counted when everybody sees it
+	damages   atomic.Uint64        // how often this process has found chunks damaged
+	marked    atomic.Uint64        // the same, counted when everybody sees it
+	wasIntact atomic.Pointer[bool] // what intact has found; nil before it has looked
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool

@@ -71,7 +71,6 @@ type admission struct {
 	closing chan struct{}         // closed when nobody may wait any more
 
 	spoolFull, diskFull episode
-	running, waiting    atomic.Int64 // for Counters
 }
 
 func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *admission {
@@ -86,8 +85,6 @@ func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *ad
 // committed, or refused. Who waits for room has no slot, so that slots are for uploads
 // that run.
 func (a *admission) begin(ctx context.Context) (end func(), err error) {
-	a.waiting.Add(1)
-	defer a.waiting.Add(-1)
 	for {
 		if err := a.waitForSpool(ctx); err != nil {
 			return nil, err
@@ -99,29 +96,20 @@ func (a *admission) begin(ctx context.Context) (end func(), err error) {
 			return nil, fmt.Errorf("wait for other uploads: %w", err)
 		}
 		// It may have taken long.
-		if a.obstacle() == nil {
-			a.running.Add(1)
-			return a.end, nil
+		if room, err := a.hasRoom(); room && err == nil {
+			return func() { a.slots.Release(1) }, nil
 		}
 		a.slots.Release(1)
 	}
 }
 
-func (a *admission) end() {
-	a.running.Add(-1)
-	a.slots.Release(1)
-}
-
-// obstacle says what waitForSpool or waitForDisk would wait for, nil for nothing.
-func (a *admission) obstacle() error {
+// hasRoom says whether neither waitForSpool nor waitForDisk would wait.
+func (a *admission) hasRoom() (bool, error) {
 	if bytes, _ := a.spool.backlog(); bytes > a.limits.SpoolSize {
-		return fmt.Errorf("uploads wait for the bucket: the spool has %d bytes, its limit is %d", bytes, a.limits.SpoolSize)
+		return false, nil
 	}
 	free, err := a.free()
-	if err == nil && free < a.limits.MinFree {
-		err = fmt.Errorf("%w: %d bytes are free, uploads need %d", ErrNoSpace, free, a.limits.MinFree)
-	}
-	return err
+	return free >= a.limits.MinFree, err
 }
 
 // waitForSpool waits until enough packs of the spool are in the bucket.
@@ -225,3 +213,52 @@ func (l *sizeLimit) Read(p []byte) (int, error) {
 	l.left -= int64(n)
 	return n, err
 }
+
+// A readBudget is the memory that downloads share. They take it for as long as they read
+// and write one group, the first come first, so that slow clients make others wait, but
+// do not shut them out.
+type readBudget struct {
+	bytes   int64
+	free    *semaphore.Weighted
+	waiting atomic.Int64
+}
+
+func newReadBudget(bytes int64) *readBudget {
+	return &readBudget{bytes: bytes, free: semaphore.NewWeighted(bytes)}
+}
+
+// need is what a group takes: its frames, and copies of a piece, decoded and as served.
+func (b *readBudget) need(g *group) int64 {
+	return min(max(1, g.n+2*g.largest), b.bytes)
+}
+
+func (b *readBudget) acquire(ctx context.Context, g *group) error {
+	if b.tryAcquire(g) {
+		return nil
+	}
+	b.waiting.Add(1)
+	defer b.waiting.Add(-1)
+	n := b.need(g)
+	if err := b.free.Acquire(ctx, n); err != nil {
+		return fmt.Errorf("wait for other downloads: %w", err)
+	}
+	g.memory = n
+	return nil
+}
+
+func (b *readBudget) tryAcquire(g *group) bool {
+	n := b.need(g)
+	if !b.free.TryAcquire(n) {
+		return false
+	}
+	g.memory = n
+	return true
+}
+
+func (b *readBudget) release(g *group) {
+	b.free.Release(g.memory)
+	g.memory = 0
+}
+
+// ReadersWait says whether downloads wait for memory that others have.
+func (s *Store) ReadersWait() bool { return s.reading.waiting.Load() > 0 }

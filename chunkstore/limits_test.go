@@ -331,3 +331,57 @@ func TestFreeSpace(t *testing.T) {
 		t.Error("a missing directory has free space")
 	}
 }
+
+// A gateWriter is a client that takes nothing until its gate opens.
+type gateWriter struct {
+	started chan struct{} // closed at the first write
+	open    chan struct{}
+	buf     bytes.Buffer
+	once    sync.Once
+}
+
+func (w *gateWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.started) })
+	<-w.open
+	return w.buf.Write(p)
+}
+
+// TestReadMemory has downloads of which the memory is enough for one. The second waits
+// while the first is stuck, and then both have all of it.
+func TestReadMemory(t *testing.T) {
+	s := testStore(t, t.TempDir(), func(o *Options) { o.ReadMemory = 1 << 20 })
+	b := narOf(t, testSeed(t), 3<<20)
+	o, err := s.Object(t.Context(), putNAR(t, s, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stuck := &gateWriter{started: make(chan struct{}), open: make(chan struct{})}
+	var downloads sync.WaitGroup
+	download := func(w io.Writer) {
+		downloads.Go(func() {
+			if err := o.WritePlain(context.Background(), w, 0, o.Size()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	download(stuck)
+	<-stuck.started
+	var second bytes.Buffer
+	download(&second)
+	for !s.ReadersWait() {
+		time.Sleep(time.Millisecond)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := o.WritePlain(gone, io.Discard, 0, o.Size()); !errors.Is(err, context.Canceled) {
+		t.Errorf("a client that left: got %v, want Canceled", err)
+	}
+	close(stuck.open)
+	downloads.Wait()
+	if !bytes.Equal(stuck.buf.Bytes(), b) || !bytes.Equal(second.Bytes(), b) {
+		t.Error("the bytes are not those of the upload")
+	}
+	if s.ReadersWait() {
+		t.Error("somebody waits for nobody")
+	}
+}

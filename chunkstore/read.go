@@ -100,18 +100,27 @@ type group struct {
 	first, last int // pieces [first, last)
 	pack        uint32
 	off, n      int64
+	largest     int64 // bytes of the largest piece that is not served as stored
+	memory      int64 // bytes of Options.ReadMemory that it has
 	buf         []byte
 	err         error
 }
 
-// run reads one group ahead of the one that is written.
+// run reads one group ahead of the one that is written, if there is memory for it. What
+// holds memory never waits for more, and a group is all that a slow client can hold.
 func (r *objectReader) run(ctx context.Context) error {
 	cur := r.group(r.plan.find(r.off, r.frames))
-	r.read(ctx, cur)
 	for cur != nil {
+		if cur.memory == 0 {
+			r.close()
+			if err := r.store.reading.acquire(ctx, cur); err != nil {
+				return err
+			}
+			r.read(ctx, cur)
+		}
 		next := r.group(cur.last)
 		done := make(chan struct{})
-		if next == nil {
+		if next == nil || !r.store.reading.tryAcquire(next) {
 			close(done)
 		} else {
 			go func() {
@@ -121,11 +130,9 @@ func (r *objectReader) run(ctx context.Context) error {
 		}
 		err := r.writeGroup(ctx, cur)
 		<-done
-		r.store.buffers.put(cur.buf)
+		r.release(cur)
 		if err != nil {
-			if next != nil {
-				r.store.buffers.put(next.buf)
-			}
+			r.release(next)
 			return err
 		}
 		cur = next
@@ -133,9 +140,20 @@ func (r *objectReader) run(ctx context.Context) error {
 	return nil
 }
 
+// release gives back what a group has.
+func (r *objectReader) release(g *group) {
+	if g == nil || g.memory == 0 {
+		return
+	}
+	r.store.buffers.put(g.buf)
+	r.store.reading.release(g)
+}
+
+// close gives back what is kept from one group for the next.
 func (r *objectReader) close() {
 	r.store.buffers.put(r.out)
 	r.store.buffers.put(r.decoded.masked)
+	r.out, r.decoded = nil, decodedFrame{}
 }
 
 // group returns the pieces from first on that are read together, nil if the range ends
@@ -159,6 +177,9 @@ func (r *objectReader) group(first int) *group {
 		default:
 			g.n = max(g.n, off+n-g.off)
 		}
+		if !r.frames || packfile.Kind(pp.loc.Kind) != packfile.KindPatch || len(pp.refs) > 0 {
+			g.largest = max(g.largest, int64(pp.len)+int64(pp.zlen))
+		}
 	}
 	return g
 }
@@ -172,7 +193,7 @@ func (r *objectReader) start(i int) int64 {
 }
 
 func (r *objectReader) read(ctx context.Context, g *group) {
-	if g == nil || g.pack == 0 {
+	if g.pack == 0 {
 		return
 	}
 	g.buf = r.store.buffers.get(int(g.n))

@@ -50,6 +50,9 @@ type Options struct {
 	// DecoderMemory bounds, in bytes, what the decoders of running uploads take; default
 	// 160 MiB. Uploads wait for each other; one that needs more by itself is refused.
 	DecoderMemory int64
+	// ReadMemory bounds, in bytes, what downloads take of frames, and of what they decode
+	// to; default 64 MiB. Those that find none left wait for others.
+	ReadMemory int64
 	// PlanCache bounds, in bytes, what is remembered of how to serve NARs; default 32 MiB.
 	PlanCache int64
 	// IndexMemory bounds, in bytes, the changes of the index that wait to be written, and
@@ -64,9 +67,6 @@ type Options struct {
 	AllowMissingPacks bool
 	// Limits say how much is taken in at a time.
 	Limits Limits
-	// OnLookup, if it is not nil, is told how long each look-up in the index has taken. It
-	// is called concurrently.
-	OnLookup func(time.Duration)
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 
@@ -86,6 +86,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.DecoderMemory == 0 {
 		o.DecoderMemory = 160 << 20
+	}
+	if o.ReadMemory == 0 {
+		o.ReadMemory = 64 << 20
 	}
 	if o.PlanCache == 0 {
 		o.PlanCache = 32 << 20
@@ -119,6 +122,7 @@ type Store struct {
 	decoders chan *packfile.Decoder
 	memory   *semaphore.Weighted // bytes of Options.PieceMemory
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
+	reading  *readBudget         // bytes of Options.ReadMemory
 	staging  string
 
 	rebuilt   RebuildReport  // what Open has done to the index
@@ -127,8 +131,6 @@ type Store struct {
 	damages   atomic.Uint64        // how often this process has found chunks damaged
 	marked    atomic.Uint64        // the same, counted when everybody sees it
 	wasIntact atomic.Pointer[bool] // what intact has found; nil before it has looked
-
-	counts counts
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool
@@ -189,7 +191,7 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := s.makeCodecs(); err != nil {
 		return nil, err
 	}
-	s.plans = newPlanCache(opts.PlanCache)
+	s.plans, s.reading = newPlanCache(opts.PlanCache), newReadBudget(opts.ReadMemory)
 	s.memory, s.decoding = semaphore.NewWeighted(opts.PieceMemory), semaphore.NewWeighted(opts.DecoderMemory)
 	s.packs = newPackTable(opts.Bucket, s.ix)
 	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, opts.RetryInterval, s.log)

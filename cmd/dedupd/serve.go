@@ -21,7 +21,6 @@ import (
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
-	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -68,10 +67,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		return err
 	}
 	defer closeAll(listeners)
-	counts := metrics.New(version())
-	store, err := s.openStore(ctx, log, func(o *chunkstore.Options) {
-		o.Bucket, o.OnLookup = counts.Bucket(o.Bucket), counts.Lookup
-	})
+	store, err := s.openStore(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -83,8 +79,8 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	}()
 	g := gateway.New(store, gateway.Config{
 		Keys: keys, Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
-		IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
-		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
+		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
+		AccessLog: s.AccessLog, Log: log,
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(ctx, listeners...) })
@@ -138,7 +134,7 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), Log: log,
 		// Shares of the memory; the rest is for caches of the gateway and the index, for
 		// the buffers of requests, and for garbage.
-		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, PlanCache: int64(s.Memory) / 16,
+		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,
 	}
 	opts.Limits = chunkstore.Limits{
 		MaxNAR: int64(s.MaxNAR), MaxUploads: s.MaxUploads, SpoolSize: int64(s.SpoolSize), MinFree: int64(s.MinFree),

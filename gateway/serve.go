@@ -32,11 +32,13 @@ func (g *Gateway) ServeAdmin(ctx context.Context, listeners ...net.Listener) err
 
 func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error {
 	var running gate
+	open := &connections{max: g.cfg.MaxConnections, log: g.log}
 	cut, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	srv := &http.Server{
 		Handler:           running.handler(h),
 		BaseContext:       func(net.Listener) context.Context { return context.WithValue(cut, cutKey{}, cut) },
+		ConnContext:       withConn,
 		ReadHeaderTimeout: g.cfg.HeaderTimeout,
 		IdleTimeout:       keepAliveTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -45,7 +47,7 @@ func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Li
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error {
-			if err := srv.Serve(stallListener{l, g.cfg.IdleTimeout}); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(stallListener{l, open, g.stallTimeout}); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil
@@ -98,6 +100,9 @@ func (g *gate) handler(next http.Handler) http.Handler {
 		if g.closed {
 			panic(http.ErrAbortHandler)
 		}
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			defer c.begin()()
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -109,18 +114,35 @@ func (g *gate) close() {
 	g.closed = true
 }
 
+// stallTimeout is how long a client may take for writeStep bytes. It is short while
+// others wait for the memory that those bytes are in.
+func (g *Gateway) stallTimeout() time.Duration {
+	if g.store.ReadersWait() {
+		return min(g.cfg.IdleTimeout, crowdedTimeout)
+	}
+	return g.cfg.IdleTimeout
+}
+
+const crowdedTimeout = 5 * time.Second
+
 // A stallListener drops clients that do not take what they are sent.
 type stallListener struct {
 	net.Listener
-	timeout time.Duration
+	open    *connections
+	timeout func() time.Duration
 }
 
 func (l stallListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if added := l.open.add(c); added != nil {
+			return &stallConn{added, l.timeout}, nil
+		}
+		c.Close()
 	}
-	return &stallConn{c, l.timeout}, nil
 }
 
 // A stallConn is a net.Conn on which a write makes progress within the timeout. A
@@ -128,7 +150,7 @@ func (l stallListener) Accept() (net.Conn, error) {
 // take an hour over a large one.
 type stallConn struct {
 	net.Conn
-	timeout time.Duration
+	timeout func() time.Duration
 }
 
 // writeStep is how many bytes a client has to take within the timeout.
@@ -137,7 +159,7 @@ const writeStep = 128 << 10
 func (c *stallConn) Write(p []byte) (int, error) {
 	done := 0
 	for {
-		if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+		if err := c.SetWriteDeadline(time.Now().Add(c.timeout())); err != nil {
 			return done, err
 		}
 		n, err := c.Conn.Write(p[done:min(done+writeStep, len(p))])
@@ -150,8 +172,10 @@ func (c *stallConn) Write(p []byte) (int, error) {
 
 // CloseWrite is what http.Server looks for, to let a client that is still sending read
 // why it was refused.
-func (c *stallConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *stallConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported

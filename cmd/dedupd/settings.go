@@ -16,8 +16,6 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
-
-	"github.com/dedupd/dedupd/access"
 )
 
 // Settings are everything that can be set. A field's tag is its name: in the TOML file
@@ -45,14 +43,13 @@ type Settings struct {
 	MaxUploads      int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
 	SpoolSize       Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
 	MinFree         Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
+	MaxConnections  int      `toml:"max-connections" help:"connections that clients may have open; beyond that, those that are idle for longest are closed"`
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
 	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
 
 	Upstreams []Upstream `toml:"upstream" help:"places to look for what the store lacks: tables in the file, see Upstream"`
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
 	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
-
-	MetricsRight access.Rights `toml:"metrics-right" values:"read admin" help:"right that it takes to get /metrics: read or admin"`
 
 	AccessLog bool       `toml:"access-log" help:"log every request"`
 	LogLevel  slog.Level `toml:"log-level" values:"debug info warn error" help:"least important messages to log: debug, info, warn or error"`
@@ -65,9 +62,8 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
 		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
-		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20,
-		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
-		MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
+		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
 		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
@@ -110,6 +106,7 @@ func (s *Settings) validate() error {
 	need(s.MaxUploads > 0, "max-uploads is %d, not above 0", s.MaxUploads)
 	need(s.SpoolSize >= s.PackSize, "spool-size is %v, below pack-size", s.SpoolSize)
 	need(s.MinFree > 0, "min-free is not above 0")
+	need(s.MaxConnections >= 64, "max-connections is %d, below 64", s.MaxConnections)
 	need(s.IdleTimeout > 0, "idle-timeout is not above 0")
 	need(s.ShutdownTimeout > 0, "shutdown-timeout is not above 0")
 	for i, u := range s.Upstreams {
@@ -118,7 +115,6 @@ func (s *Settings) validate() error {
 		}
 	}
 	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
-	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)
 }

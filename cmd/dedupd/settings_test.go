@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/dedupd/dedupd/access"
 )
 
 // load returns what the settings are with a file, variables as "NAME=value", and flags.
@@ -70,11 +68,11 @@ max-nar = "2MiB"
 max-uploads = 3
 spool-size = "4MiB"
 min-free = "5MiB"
+max-connections = 100
 idle-timeout = "1s"
 shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
-metrics-right = "admin"
 access-log = false
 log-level = "warn"
 log-format = "json"
@@ -98,9 +96,9 @@ store = "/nix/store"
 	want := &Settings{
 		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
 		Priority: 1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
-		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20,
+		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
-		MaxPulls: 4, PullCache: 6 << 20, MetricsRight: access.Admin,
+		MaxPulls: 4, PullCache: 6 << 20,
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),

@@ -118,7 +118,7 @@ func (t *Token) check() error {
 		return errors.New("a limit is below 0")
 	}
 	for _, p := range t.Match {
-		if _, err := path.Match(p, ""); err != nil || p == "" {
+		if _, err := path.Match(p, ""); err != nil || p == "" || strings.Contains(p, "/") {
 			return fmt.Errorf("pattern %q is malformed", p)
 		}
 	}

@@ -52,6 +52,12 @@ func (g *Gateway) putFile(w *response, r *http.Request, res resource) error {
 		return err
 	}
 	defer body.Close()
+	if res.kind == kindListing && w.who.Limited() {
+		// Nix sends it before the narinfo, so that nobody knows whether it may. The one
+		// that the gateway makes will do.
+		_, err := io.Copy(io.Discard, body)
+		return err
+	}
 	_, err = g.store.PutFile(r.Context(), res.name, body)
 	if errors.Is(err, chunkstore.ErrConflict) {
 		g.log.Info("another file of this name is kept", "name", res.name, "remote", r.RemoteAddr)

@@ -1,8 +1,6 @@
 // Package gateway serves a store to Nix as a binary cache over HTTP, and takes uploads
 // from it.
 //
-//	metrics                                 GET HEAD       of the server, for Prometheus
-//	healthz, readyz[?write=1]               GET HEAD       the server answers; the store can be used
 //	nix-cache-info                          GET HEAD PUT   PUT is accepted and ignored
 //	<hash part>.narinfo                     GET HEAD PUT
 //	<hash part>.ls                          GET HEAD PUT   made from the NAR unless uploaded
@@ -21,24 +19,28 @@
 package gateway
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
-	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
 // Config are the settings of a gateway. Zero values mean the defaults.
 type Config struct {
-	// Keys sign every narinfo that is PUT, and nothing else.
-	Keys []narinfo.PrivateKey
+	// Keys sign every narinfo that is PUT, and those that one of VerifyKeys, or one of
+	// themselves, has signed before, when they are served. They sign nothing else.
+	Keys       []narinfo.PrivateKey
+	VerifyKeys []narinfo.PublicKey
+	// TrustedKeys, if there are any, are those of which one must have signed a narinfo
+	// that is PUT.
+	TrustedKeys []narinfo.PublicKey
 	// Priority is what clients sort substituters by, lowest first; default 30, which is
 	// before cache.nixos.org (40).
 	Priority int
@@ -47,6 +49,9 @@ type Config struct {
 	// Access says who may do what. The default is that everyone may read, and that this
 	// machine may write.
 	Access *access.Policy
+	// TLS encrypts what Serve serves, except on Unix sockets; nil for nothing. It has
+	// HTTP/2 where NextProtos does.
+	TLS *tls.Config
 	// MaxNarInfo and MaxFile are the largest narinfo (default 4 MiB) and the largest log,
 	// listing or other small file (default 64 MiB) that can be PUT, in decoded bytes.
 	// That of NARs is the store's.
@@ -66,10 +71,6 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// AccessLog has one line logged for each request.
 	AccessLog bool
-	// MetricsRight is what it takes to get the metrics; default Read.
-	MetricsRight access.Rights
-	// Metrics takes the gateway's and the store's; default those of a new registry.
-	Metrics *metrics.Metrics
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 }
@@ -102,12 +103,6 @@ func (c *Config) setDefaults() {
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 30 * time.Second
 	}
-	if c.MetricsRight == 0 {
-		c.MetricsRight = access.Read
-	}
-	if c.Metrics == nil {
-		c.Metrics = metrics.New("")
-	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -125,14 +120,12 @@ type Gateway struct {
 	log      *slog.Logger
 
 	cacheInfo []byte
+	vouched   []narinfo.PublicKey                // whose signatures are the gateway's own
 	narInfos  *otter.Cache[string, *narInfoText] // by hash part
 	listings  *otter.Cache[string, []byte]       // by hash part
 	decoding  chan struct{}                      // slots for requests with a Content-Encoding
 	asking    chan struct{}                      // slots for queries of many paths
 	served    counters
-	requests  *requestMetrics
-	metrics   http.Handler
-	prober    *prober
 }
 
 // New returns a gateway to store, which stays the caller's to close.
@@ -145,16 +138,17 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 		asking:   make(chan struct{}, maxAsking),
 	}
 	g.cacheInfo = g.makeCacheInfo()
-	g.requests, g.metrics, g.prober = newRequestMetrics(cfg.Metrics.Registry), cfg.Metrics.Handler(), &prober{store: store}
-	cfg.Metrics.Store(store)
-	cfg.Metrics.Cache("narinfo", func() (stats.Stats, uint64) { return g.narInfos.Stats(), g.narInfos.WeightedSize() })
-	cfg.Metrics.Cache("listing", func() (stats.Stats, uint64) { return g.listings.Stats(), g.listings.WeightedSize() })
+	g.vouched = cfg.vouched()
 	return g
 }
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	resp := &response{ResponseWriter: w, start: time.Now(), who: new(access.Identity)}
+	start := time.Now()
+	resp := &response{ResponseWriter: w, who: new(access.Identity)}
+	if r.ProtoMajor == 2 {
+		resp.stall = g.stallTimeout
+	}
 	aborted := false
 	if err := g.handle(resp, r); err != nil {
 		aborted = !g.fail(resp, r, err)
@@ -168,13 +162,14 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait))
 	}
-	took := time.Since(resp.start)
-	g.requests.observe(resp, r.Method, took)
 	if g.cfg.AccessLog {
-		g.logRequest(resp, r, took, aborted)
+		g.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
+			slog.String("method", r.Method), slog.String("path", r.URL.Path),
+			slog.Int("status", resp.status), slog.Int64("bytes", resp.bytes), slog.Bool("aborted", aborted),
+			slog.Duration("duration", time.Since(start)),
+			slog.String("remote", r.RemoteAddr), slog.String("by", resp.who.Name), slog.String("agent", r.UserAgent()))
 	}
 	if aborted {
-		g.requests.aborted.Inc()
 		panic(http.ErrAbortHandler) // net/http closes the connection, and says nothing
 	}
 }
@@ -190,7 +185,6 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	if !ok {
 		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
 	}
-	w.kind = res.kind
 	if !res.kind.allows(r.Method) {
 		w.Header().Set("Allow", res.kind.methods())
 		return refuse(http.StatusMethodNotAllowed, "use %s", res.kind.methods())
@@ -199,6 +193,9 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	case http.MethodPost:
 		return g.postMissing(w, r)
 	case http.MethodPut:
+		if err := writable(w, res); err != nil {
+			return err
+		}
 		// net/http cancels the context when the client ends its side. What is wrong then
 		// is that the body is cut short, and that is found out by reading it.
 		ctx, cancel := untilCutOff(r.Context())
@@ -210,6 +207,9 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 		// Never 202, which Nix takes for an error.
 		w.WriteHeader(http.StatusOK)
 		return nil
+	}
+	if err := g.visible(r.Context(), w, res); err != nil {
+		return err
 	}
 	return g.get(w, r, res)
 }
@@ -224,13 +224,6 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getListing(w, r, res)
 	case kindNAR:
 		return g.getNAR(w, r, res)
-	case kindMetrics:
-		g.metrics.ServeHTTP(w, r)
-		return nil
-	case kindHealth:
-		return g.getHealth(w, r)
-	case kindReady:
-		return g.getReady(w, r)
 	}
 	return g.getFile(w, r, res)
 }

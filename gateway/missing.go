@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -88,7 +89,7 @@ func (g *Gateway) missingLines(w *response, r *http.Request, in *bufio.Reader) e
 	} else if err != nil {
 		return err
 	}
-	missing, err := g.missing(r.Context(), paths)
+	missing, err := g.missing(r.Context(), w.who, paths)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (g *Gateway) missingJSON(w *response, r *http.Request, in *bufio.Reader) er
 	} else if err != nil {
 		return err
 	}
-	missing, err := g.missing(r.Context(), paths)
+	missing, err := g.missing(r.Context(), w.who, paths)
 	if err != nil {
 		return err
 	}
@@ -186,11 +187,14 @@ func (g *Gateway) addPath(paths []string, p string) ([]string, error) {
 }
 
 // missing returns those of the paths that are not in the store.
-func (g *Gateway) missing(ctx context.Context, paths []string) ([]string, error) {
+func (g *Gateway) missing(ctx context.Context, who *access.Identity, paths []string) ([]string, error) {
 	kept := paths[:0]
 	for _, p := range paths {
 		hashPart := strings.TrimPrefix(p, g.storeDir+"/")[:narinfo.HashPartLen]
 		has, err := g.store.HasPath(ctx, hashPart)
+		if err == nil && has && who.Limited() {
+			has, err = g.covers(ctx, who, hashPart)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/maypok86/otter/v2/stats"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/narinfo"
@@ -22,6 +22,7 @@ import (
 
 // A narInfoText is a narinfo as it is served.
 type narInfoText struct {
+	name    string // of the store path
 	body    []byte
 	length  []string // the value of Content-Length, ready for a http.Header
 	damages uint64   // Store.DamageCount before it was rendered
@@ -32,7 +33,6 @@ const narInfoAge = time.Minute
 
 func newNarInfoCache(bytes int64) *otter.Cache[string, *narInfoText] {
 	return otter.Must(&otter.Options[string, *narInfoText]{
-		StatsRecorder:    stats.NewCounter(),
 		MaximumWeight:    uint64(bytes),
 		Weigher:          func(_ string, t *narInfoText) uint32 { return uint32(len(t.body)) + 250 },
 		ExpiryCalculator: otter.ExpiryWriting[string, *narInfoText](narInfoAge),
@@ -47,19 +47,9 @@ var (
 
 // getNarInfo answers by far the most requests: nothing that it does should allocate.
 func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
-	text, ok := g.narInfos.GetIfPresent(res.id)
-	if ok && text.damages != g.store.DamageCount() {
-		// Its NAR may be what was damaged. A client that is told of it does not upload it.
-		g.narInfos.Invalidate(res.id)
-		ok = false
-	}
-	if !ok {
-		var err error
-		// Others may wait for the outcome, so that it must not depend on this client.
-		ctx := context.WithoutCancel(r.Context())
-		if text, err = g.narInfos.Get(ctx, res.id, otter.LoaderFunc[string, *narInfoText](g.renderNarInfo)); err != nil {
-			return err
-		}
+	text, err := g.narInfo(r.Context(), res.id)
+	if err != nil {
+		return err
 	}
 	h := w.Header()
 	h["Content-Type"], h["Cache-Control"], h["Content-Length"] = narInfoType, narInfoCache, text.length
@@ -67,8 +57,21 @@ func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	_, err := w.Write(text.body)
+	_, err = w.Write(text.body)
 	return err
+}
+
+// narInfo returns the narinfo of a path.
+func (g *Gateway) narInfo(ctx context.Context, hashPart string) (*narInfoText, error) {
+	if text, ok := g.narInfos.GetIfPresent(hashPart); ok {
+		if text.damages == g.store.DamageCount() {
+			return text, nil
+		}
+		// Its NAR may be what was damaged. A client that is told of it does not upload it.
+		g.narInfos.Invalidate(hashPart)
+	}
+	// Others may wait for the outcome, so that it must not depend on this client.
+	return g.narInfos.Get(context.WithoutCancel(ctx), hashPart, otter.LoaderFunc[string, *narInfoText](g.renderNarInfo))
 }
 
 // renderNarInfo makes the narinfo of a path as it is served: with the URL of its NAR as
@@ -91,8 +94,9 @@ func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoT
 	info.Compression = string(compression.Zstd)
 	info.FileHash = narinfo.Hash{}
 	info.FileSize = uint64(o.FrameSize())
+	g.signAgain(info)
 	body := info.Append(nil, g.storeDir)
-	return &narInfoText{body, []string{strconv.Itoa(len(body))}, damages}, nil
+	return &narInfoText{info.StorePath.Name(), body, []string{strconv.Itoa(len(body))}, damages}, nil
 }
 
 // putNarInfo publishes a path whose NAR has been uploaded.
@@ -112,6 +116,12 @@ func (g *Gateway) putNarInfo(w *response, r *http.Request, res resource) error {
 	}
 	if info.StorePath.HashPart() != res.id {
 		return refuse(http.StatusBadRequest, "the StorePath is %s, so the narinfo belongs at /%s.narinfo", info.StorePath, info.StorePath.HashPart())
+	}
+	if !w.who.Covers(info.StorePath.Name()) {
+		return refuse(http.StatusForbidden, "%w: %s may not write %s, only %s", access.ErrForbidden, w.who.Name, info.StorePath, strings.Join(w.who.Match, ", "))
+	}
+	if err := g.checkSignature(info); err != nil {
+		return err
 	}
 	if err := g.checkFile(r, info); err != nil {
 		return err

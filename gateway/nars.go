@@ -206,12 +206,25 @@ func (g *Gateway) putNAR(w *response, r *http.Request, res resource) error {
 	if len(r.Header["Content-Encoding"]) > 0 {
 		return refuse(http.StatusUnsupportedMediaType, "a NAR cannot have a Content-Encoding")
 	}
-	if limit := g.store.MaxNAR(); r.ContentLength > limit {
+	limit := g.store.MaxNAR()
+	if w.who.MaxNAR > 0 {
+		limit = min(limit, w.who.MaxNAR)
+	}
+	if r.ContentLength > limit {
 		return tooLarge(limit)
 	}
+	done, err := w.who.Limits.Upload(r.Context())
+	if err != nil {
+		return err
+	}
+	defer done()
 	// The store does not read the body, so that a client which waits to be told so has
 	// not sent it, until there is room.
-	_, err := g.store.PutNAR(r.Context(), res.name, g.body(w, r), func(f *chunkstore.File) error {
+	body := w.who.Limits.Reader(r.Context(), g.body(w, r))
+	_, err = g.store.PutNAR(r.Context(), res.name, body, func(f *chunkstore.File) error {
+		if f.Size > limit || f.FileSize > limit {
+			return tooLarge(limit)
+		}
 		return checkNarName(res.id, f)
 	})
 	if errors.Is(err, chunkstore.ErrNoSpace) {

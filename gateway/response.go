@@ -15,35 +15,47 @@ import (
 // A response is an http.ResponseWriter that remembers what was answered to whom.
 type response struct {
 	http.ResponseWriter
-	who      *access.Identity
-	start    time.Time     // of the request
-	kind     kind          // of what is asked for
-	status   int           // 0 until the header is written
-	answered time.Duration // after start, when that was
-	bytes    int64         // of the body
-	received int64         // of the request's
-	err      error         // of writing to the client
+	who    *access.Identity
+	status int   // 0 until the header is written
+	bytes  int64 // of the body
+	err    error // of writing to the client
+	// stall returns how long a client of HTTP/2 may take for writeStep bytes; nil for
+	// others, whose connections see to that.
+	stall func() time.Duration
 }
 
 func (w *response) WriteHeader(status int) {
-	w.setStatus(status)
+	w.status = status
 	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *response) setStatus(status int) {
-	w.status, w.answered = status, time.Since(w.start)
 }
 
 func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		w.setStatus(http.StatusOK) // as net/http does
+		w.status = http.StatusOK // as net/http does
 	}
-	n, err := w.ResponseWriter.Write(p)
+	n, err := w.write(p)
 	w.bytes += int64(n)
 	if err != nil {
 		w.err = err
 	}
 	return n, err
+}
+
+// write writes p as a stallConn does, for a stream of HTTP/2: a client can take nothing
+// of one while its connection goes on.
+func (w *response) write(p []byte) (done int, err error) {
+	if w.stall == nil {
+		return w.ResponseWriter.Write(p)
+	}
+	ctl := http.NewResponseController(w.ResponseWriter)
+	for {
+		ctl.SetWriteDeadline(time.Now().Add(w.stall()))
+		n, err := w.ResponseWriter.Write(p[done:min(done+writeStep, len(p))])
+		done += n
+		if err != nil || done == len(p) {
+			return done, err
+		}
+	}
 }
 
 // Unwrap is for http.ResponseController.

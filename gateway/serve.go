@@ -18,6 +18,15 @@ const (
 	maxHeader        = 64 << 10        // bytes
 )
 
+// http2 has an upload that waits for room take none from others on its connection: what
+// it has sent counts for the connection until it is read, and so that has to have room for
+// all streams. A client that may not upload is not waited for.
+var http2 = http.HTTP2Config{
+	MaxConcurrentStreams:          64,
+	MaxReceiveBufferPerStream:     512 << 10,
+	MaxReceiveBufferPerConnection: 64 * 512 << 10,
+}
+
 // Serve answers requests on the listeners until ctx ends or one of them fails, and
 // closes them. Then it lets running requests finish, for ShutdownTimeout, cuts off what
 // is left, and returns when no request runs any more: the store may be closed.
@@ -43,11 +52,17 @@ func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Li
 		IdleTimeout:       keepAliveTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
+		TLSConfig:         g.cfg.TLS,
+		HTTP2:             &http2,
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error {
-			if err := srv.Serve(stallListener{l, open, g.stallTimeout}); !errors.Is(err, http.ErrServerClosed) {
+			serve := srv.Serve
+			if g.cfg.TLS != nil && l.Addr().Network() != "unix" {
+				serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
+			}
+			if err := serve(stallListener{l, open, g.stallTimeout}); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/dedupd/dedupd/packfile"
@@ -49,16 +48,6 @@ type committer struct {
 	pending  []*request // in the open pack's unwritten entries
 	sealing  []*request // to be answered once the open pack is sealed
 	broken   error
-
-	// For everybody to see: broken, and what the open pack holds.
-	refusal atomic.Pointer[error]
-	status  atomic.Pointer[openStatus]
-}
-
-// An openStatus describes an open pack with commits.
-type openStatus struct {
-	size   int64
-	oldest time.Time
 }
 
 // maxGroup is the number of requests that share one sync.
@@ -155,7 +144,6 @@ func (c *committer) fail(err error) {
 	if errors.Is(err, errUnknown) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
 		c.broken = err
-		c.refusal.Store(&err)
 	}
 	for _, r := range append(c.pending, c.sealing...) {
 		r.done <- err
@@ -316,7 +304,6 @@ func (c *committer) write(ctx context.Context) error {
 		if err := c.applier.flush(ctx); err != nil {
 			return fmt.Errorf("%w: apply to the index: %w", errUnknown, err)
 		}
-		c.status.Store(&openStatus{c.open.size(), c.oldest})
 	}
 	for _, r := range c.pending {
 		r.done <- nil
@@ -350,9 +337,7 @@ func (c *committer) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sealed.since = c.oldest
 	c.open, c.spoiled = nil, false
-	c.status.Store(nil)
 	c.store.uploader.add(sealed)
 	return nil
 }

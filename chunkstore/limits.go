@@ -71,7 +71,6 @@ type admission struct {
 	closing chan struct{}         // closed when nobody may wait any more
 
 	spoolFull, diskFull episode
-	running, waiting    atomic.Int64 // for Counters
 }
 
 func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *admission {
@@ -86,8 +85,6 @@ func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *ad
 // committed, or refused. Who waits for room has no slot, so that slots are for uploads
 // that run.
 func (a *admission) begin(ctx context.Context) (end func(), err error) {
-	a.waiting.Add(1)
-	defer a.waiting.Add(-1)
 	for {
 		if err := a.waitForSpool(ctx); err != nil {
 			return nil, err
@@ -99,29 +96,20 @@ func (a *admission) begin(ctx context.Context) (end func(), err error) {
 			return nil, fmt.Errorf("wait for other uploads: %w", err)
 		}
 		// It may have taken long.
-		if a.obstacle() == nil {
-			a.running.Add(1)
-			return a.end, nil
+		if room, err := a.hasRoom(); room && err == nil {
+			return func() { a.slots.Release(1) }, nil
 		}
 		a.slots.Release(1)
 	}
 }
 
-func (a *admission) end() {
-	a.running.Add(-1)
-	a.slots.Release(1)
-}
-
-// obstacle says what waitForSpool or waitForDisk would wait for, nil for nothing.
-func (a *admission) obstacle() error {
+// hasRoom says whether neither waitForSpool nor waitForDisk would wait.
+func (a *admission) hasRoom() (bool, error) {
 	if bytes, _ := a.spool.backlog(); bytes > a.limits.SpoolSize {
-		return fmt.Errorf("uploads wait for the bucket: the spool has %d bytes, its limit is %d", bytes, a.limits.SpoolSize)
+		return false, nil
 	}
 	free, err := a.free()
-	if err == nil && free < a.limits.MinFree {
-		err = fmt.Errorf("%w: %d bytes are free, uploads need %d", ErrNoSpace, free, a.limits.MinFree)
-	}
-	return err
+	return free >= a.limits.MinFree, err
 }
 
 // waitForSpool waits until enough packs of the spool are in the bucket.

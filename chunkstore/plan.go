@@ -8,7 +8,6 @@ import (
 	"sort"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/maypok86/otter/v2/stats"
 	"github.com/zeebo/blake3"
 
 	"github.com/dedupd/dedupd/index"
@@ -170,7 +169,6 @@ type planCache struct {
 
 func newPlanCache(bytes int64) *planCache {
 	return &planCache{otter.Must(&otter.Options[Hash, *plan]{
-		StatsRecorder: stats.NewCounter(),
 		MaximumWeight: uint64(bytes),
 		Weigher:       func(_ Hash, p *plan) uint32 { return p.weight() },
 	})}

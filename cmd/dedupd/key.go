@@ -56,8 +56,59 @@ func keyCommand() *cobra.Command {
 			return err
 		},
 	}
-	key.AddCommand(generate, public)
+	key.AddCommand(generate, public, listKeysCommand())
 	return key
+}
+
+func listKeysCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the public keys that clients of the cache trust, and those it trusts",
+		Args:  cobra.NoArgs,
+	}
+	settings := addFlags(cmd, "key-files", "verify-keys", "trusted-keys")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		keys, err := readKeys(s.KeyFiles)
+		if err != nil {
+			return err
+		}
+		w := cmd.OutOrStdout()
+		for _, k := range keys {
+			fmt.Fprintf(w, "signs      %s\n", k.Public())
+		}
+		for _, k := range s.VerifyKeys {
+			fmt.Fprintf(w, "has signed %s\n", k)
+		}
+		for _, k := range s.TrustedKeys {
+			fmt.Fprintf(w, "may upload %s\n", k)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// publicKeys parses keys that validate has seen.
+func publicKeys(texts List) []narinfo.PublicKey {
+	var keys []narinfo.PublicKey
+	for _, text := range texts {
+		if k, err := narinfo.ParsePublicKey(text); err == nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// publicTexts returns what clients are to trust: the keys that sign, and those that have.
+func publicTexts(keys []narinfo.PrivateKey, former List) []string {
+	var texts []string
+	for _, k := range keys {
+		texts = append(texts, k.Public().String())
+	}
+	return append(texts, former...)
 }
 
 // maxKeyFile is more than any key file has, in bytes.

@@ -6,22 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
-	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -63,15 +62,20 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	policy, err := s.policy(log)
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := s.tlsConfig(log)
+	if err != nil {
+		return err
+	}
 	listeners, err := listen(ctx, s.Listen)
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners)
-	counts := metrics.New(version())
-	store, err := s.openStore(ctx, log, func(o *chunkstore.Options) {
-		o.Bucket, o.OnLookup = counts.Bucket(o.Bucket), counts.Lookup
-	})
+	store, err := s.openStore(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -82,9 +86,10 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		log.Info("stopped")
 	}()
 	g := gateway.New(store, gateway.Config{
-		Keys: keys, Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
+		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
+		Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
-		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
+		AccessLog: s.AccessLog, Log: log,
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(ctx, listeners...) })
@@ -97,7 +102,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		group.Go(func() error { return scrub(ctx, store, int64(s.ScrubRate), log) })
 	}
 	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
-	advise(stdout, listeners[0].Addr(), keys)
+	s.advise(stdout, listeners, keys)
 	daemon.SdNotify(false, daemon.SdNotifyReady)
 	defer context.AfterFunc(ctx, func() { daemon.SdNotify(false, daemon.SdNotifyStopping) })()
 	return group.Wait()
@@ -149,56 +154,47 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 	return opts, nil
 }
 
-func listen(ctx context.Context, addrs List) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, addr := range addrs {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
-		if err != nil {
-			closeAll(listeners)
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
-}
-
-func closeAll(listeners []net.Listener) {
-	for _, l := range listeners {
-		l.Close() // again, if they were served
-	}
-}
-
-// socketPath is where a running server answers stats and check.
-func socketPath(state string) string { return filepath.Join(state, "dedupd.sock") }
-
-// listenAdmin listens where only this user can connect. The state directory is locked,
-// so that a socket that is there is an earlier server's.
-func listenAdmin(state string) (net.Listener, error) {
-	path := socketPath(state)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
+// policy returns who may do what.
+func (s *Settings) policy(log *slog.Logger) (*access.Policy, error) {
+	tokens, err := access.Open(s.tokenFile(), log)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
+	p := &access.Policy{Tokens: tokens, Log: log}
+	if s.PublicRead {
+		p.Anyone = access.Read
 	}
-	return l, nil
+	if s.LoopbackWrite {
+		p.Local = access.Write
+	}
+	if s.ClientCA != "" {
+		p.Certificate = s.ClientRights
+	}
+	return p, nil
 }
 
 // advise prints how to use the cache.
-func advise(w io.Writer, addr net.Addr, keys []narinfo.PrivateKey) {
-	url := "http://" + clientAddr(addr)
+func (s *Settings) advise(w io.Writer, listeners []net.Listener, keys []narinfo.PrivateKey) {
+	url := "http://<host>" // of the proxy before a Unix socket
+	for _, l := range listeners {
+		if l.Addr().Network() == "unix" {
+			continue
+		}
+		if url = "http://" + clientAddr(l.Addr()); s.TLSCert != "" {
+			url = "https://" + clientAddr(l.Addr())
+		}
+		break
+	}
 	fmt.Fprintf(w, "\nTo use this cache, add to nix.conf:\n\n  extra-substituters = %s\n", url)
 	if len(keys) > 0 {
-		fmt.Fprint(w, "  extra-trusted-public-keys =")
-		for _, k := range keys {
-			fmt.Fprintf(w, " %s", k.Public())
-		}
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "  extra-trusted-public-keys = %s\n", strings.Join(publicTexts(keys, s.VerifyKeys), " "))
+	}
+	if !s.PublicRead {
+		fmt.Fprintf(w, "\nand to the netrc-file that it names what this prints:\n\n  dedupd token create --rights read --name <name>\n")
+	}
+	if !s.LoopbackWrite {
+		fmt.Fprintf(w, "\nTo fill it, with a token that may read and write:\n\n  nix copy --to %s <store path>\n\n", url)
+		return
 	}
 	fmt.Fprintf(w, "\nTo fill it, on this machine:\n\n  nix copy --to %s <store path>\n\n", url)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dedupd/dedupd/access"
+	"github.com/dedupd/dedupd/narinfo"
 )
 
 // Settings are everything that can be set. A field's tag is its name: in the TOML file
@@ -27,9 +28,21 @@ import (
 type Settings struct {
 	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory"`
 	State  string `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
-	Listen List   `toml:"listen" help:"addresses to serve on, host:port"`
+	Listen List   `toml:"listen" help:"addresses to serve on: host:port, unix:/path, unix:/path?mode=0660, or systemd for the sockets that it passes"`
 
-	KeyFiles List   `toml:"key-files" help:"files with secret keys, as nix-store --generate-binary-cache-key makes them, that sign uploads; the default is created if it is not there; none for none"`
+	TLSCert      string        `toml:"tls-cert" help:"file with the certificate, and those between it and the root, in PEM; encrypts all that is not a Unix socket; read again when it changes"`
+	TLSKey       string        `toml:"tls-key" help:"file with the key of the certificate, in PEM"`
+	ClientCA     string        `toml:"client-ca" help:"file with the certificates, in PEM, of whom clients may have certificates from"`
+	ClientRights access.Rights `toml:"client-rights" help:"what clients with such a certificate may do: read, write, admin"`
+
+	Tokens        string `toml:"tokens" help:"file with the tokens that dedupd token makes; default tokens.json in the state directory"`
+	PublicRead    bool   `toml:"public-read" help:"let everyone read; otherwise that needs a token or a certificate, on this machine, too"`
+	LoopbackWrite bool   `toml:"loopback-write" help:"let this machine upload without a token; turn it off behind a proxy that runs here"`
+
+	KeyFiles    List `toml:"key-files" help:"files with secret keys, as nix-store --generate-binary-cache-key makes them, that sign uploads; the default is created if it is not there; none for none"`
+	VerifyKeys  List `toml:"verify-keys" help:"public keys with which this cache has signed before: what one of them has signed gets signatures of the present keys when it is served"`
+	TrustedKeys List `toml:"trusted-keys" help:"public keys of which one must have signed what is uploaded; none for taking all that those upload who may"`
+
 	StoreDir string `toml:"store-dir" help:"store directory of a new repository, or what an existing one must have; default /nix/store"`
 	Splitter string `toml:"splitter" values:"rabin fastcdc" help:"how a new repository splits files, or what an existing one must have: rabin or fastcdc; default rabin"`
 
@@ -53,8 +66,6 @@ type Settings struct {
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
 	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
 
-	MetricsRight access.Rights `toml:"metrics-right" values:"read admin" help:"right that it takes to get /metrics: read or admin"`
-
 	AccessLog bool       `toml:"access-log" help:"log every request"`
 	LogLevel  slog.Level `toml:"log-level" values:"debug info warn error" help:"least important messages to log: debug, info, warn or error"`
 	LogFormat string     `toml:"log-format" values:"text json" help:"format of the log: text or json"`
@@ -64,11 +75,10 @@ type Settings struct {
 // are empty.
 func defaultSettings() *Settings {
 	s := &Settings{
-		Listen: List{"127.0.0.1:8080"}, Priority: 30, MassQuery: true,
+		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
-		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
-		MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
 		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
@@ -101,6 +111,17 @@ func (s *Settings) validate() error {
 	need(s.Bucket != "", "bucket is not set, and there is no home directory for the default")
 	need(s.State != "", "state is not set, and there is no home directory for the default")
 	need(len(s.Listen) > 0, "listen is empty")
+	for _, addr := range s.Listen {
+		_, _, err := socketAddr(addr)
+		need(err == nil, "listen: %w", err)
+	}
+	need((s.TLSCert == "") == (s.TLSKey == ""), "needs tls-cert and tls-key, or neither")
+	need(s.ClientCA == "" || s.TLSCert != "", "client-ca is of no use without tls-cert")
+	need(s.ClientRights != 0, "client-rights is none; leave client-ca out instead")
+	for _, key := range slices.Concat(s.VerifyKeys, s.TrustedKeys) {
+		_, err := narinfo.ParsePublicKey(key)
+		need(err == nil, "verify-keys or trusted-keys: %q: %w", key, err)
+	}
 	need(s.Splitter == "" || s.Splitter == "rabin" || s.Splitter == "fastcdc", "splitter is %q, not rabin or fastcdc", s.Splitter)
 	need(s.Priority > 0, "priority is %d, not above 0", s.Priority)
 	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
@@ -120,7 +141,6 @@ func (s *Settings) validate() error {
 		}
 	}
 	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
-	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)
 }

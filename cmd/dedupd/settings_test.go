@@ -56,7 +56,16 @@ func TestPrecedence(t *testing.T) {
 bucket = "file:///toml"
 state = "/toml"
 listen = ["127.0.0.1:1", "[::1]:1"]
+tls-cert = "/cert"
+tls-key = "/key"
+client-ca = "/ca"
+client-rights = "read,write"
+tokens = "/tokens"
+public-read = false
+loopback-write = false
 key-files = "none"
+verify-keys = ["old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+trusted-keys = ["example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
 store-dir = "/toml/store"
 splitter = "fastcdc"
 priority = 1
@@ -75,7 +84,6 @@ idle-timeout = "1s"
 shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
-metrics-right = "admin"
 access-log = false
 log-level = "warn"
 log-format = "json"
@@ -98,10 +106,13 @@ store = "/nix/store"
 	no := false
 	want := &Settings{
 		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
-		Priority: 1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
+		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
+		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
+		TrustedKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
+		Priority:    1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
-		MaxPulls: 4, PullCache: 6 << 20, MetricsRight: access.Admin,
+		MaxPulls: 4, PullCache: 6 << 20,
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),
@@ -164,6 +175,13 @@ func TestBadSettings(t *testing.T) {
 		{flag: "--log-level=loud", says: "--log-level"},
 		{flag: "--log-format=xml", says: "log-format"},
 		{flag: "--listen=none", says: "listen"},
+		{flag: "--listen=unix:relative", says: "unix:/path"},
+		{flag: "--listen=unix:/x?mode=999", says: "octal"},
+		{flag: "--listen=unix:/x?owner=me", says: "only mode"},
+		{flag: "--tls-cert=/x", says: "tls-key"},
+		{flag: "--client-ca=/x", says: "client-ca"},
+		{flag: "--client-rights=fly", says: "client-rights"},
+		{flag: "--trusted-keys=x", says: "trusted-keys"},
 		{flag: "--buckets=x", says: "buckets"},
 		{flag: "--bucket=", says: "bucket is not set"},
 	} {

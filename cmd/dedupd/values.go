@@ -43,6 +43,9 @@ func (b Bytes) String() string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
+// MarshalText implements encoding.TextMarshaler.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
 // Duration is a time.Duration whose text always has a unit.
 type Duration time.Duration
 

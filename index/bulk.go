@@ -18,9 +18,11 @@ import (
 // written as runs instead, one file each, and all of them are merged into bbolt at once, in
 // order of the keys, which meets each page once. Reads ask the runs behind the memtables.
 //
-// A run is durable when it has its name, and with it the marks in it. It is removed when all
-// of it is in bbolt; a crash before that leaves the runs, and merging them again puts
-// the same rows. Runs have the id of their index: those of another are removed.
+// A run is durable when it has its name, and with it the marks in it. Runs have the id of
+// their index: those of another are removed. The transaction with the last of what is
+// merged, runs and the memtable after them, gives the index a new id. A crash before that
+// leaves the runs, and they are merged again; one after it, or one that brings back names
+// that were removed, leaves runs that mean nothing.
 
 // runs are the runs of an index. writeLoop alone changes them.
 type runs struct {
@@ -75,7 +77,7 @@ func (b *Bolt) openRuns() error {
 			if u, marks, err = b.openRun(path); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, errOtherIndex) {
 				return err
 			}
-			whole = err == nil
+			whole = !errors.Is(err, ErrDamaged)
 		}
 		if u == nil {
 			if err := os.Remove(path); err != nil {

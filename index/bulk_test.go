@@ -3,6 +3,7 @@ package index
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -24,13 +25,22 @@ func TestBulkModel(t *testing.T) {
 			b := open(t, path, o)
 			m := newModel()
 			runs := 0
+			seen := map[string][]byte{} // the last of each name
 			for range 150 {
+				copyRuns(t, path, seen)
 				switch rnd.IntN(40) {
 				case 0:
 					must(t, b.Flush(t.Context()))
 					m.checkStats(t, b.Stats())
 				case 1, 2:
 					must(t, b.Close())
+					now := map[string][]byte{}
+					copyRuns(t, path, now)
+					for name, p := range seen { // as a power cut brings back what was removed
+						if now[name] == nil && rnd.IntN(2) == 0 {
+							must(t, os.WriteFile(name, p, 0o600))
+						}
+					}
 					o.Bulk = rnd.IntN(3) > 0
 					b = open(t, path, o)
 					m.check(t, b)
@@ -67,6 +77,21 @@ func listRuns(t *testing.T, path string) []string {
 	names, err := findRuns(path)
 	must(t, err)
 	return names
+}
+
+// copyRuns adds the runs that are there to copies.
+func copyRuns(t *testing.T, path string, copies map[string][]byte) {
+	t.Helper()
+	for _, name := range listRuns(t, path) {
+		p, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // merged meanwhile
+		}
+		must(t, err)
+		if !strings.HasSuffix(name, newSuffix) {
+			copies[name] = p
+		}
+	}
 }
 
 // bulkIndex closes an index with some runs, and returns how many batches they have.

@@ -263,9 +263,8 @@ func initialize(tx *bbolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	id := make([]byte, 16)
-	rand.Read(id)
-	if err := errors.Join(put(head, headTable, formatKey, binary.BigEndian.AppendUint64(nil, format)), put(head, headTable, idKey, id)); err != nil {
+	id := newID()
+	if err := errors.Join(put(head, headTable, formatKey, binary.BigEndian.AppendUint64(nil, format)), put(head, headTable, idKey, id[:])); err != nil {
 		return err
 	}
 	for t, name := range bucketNames() {
@@ -278,6 +277,12 @@ func initialize(tx *bbolt.Tx) error {
 		}
 	}
 	return nil
+}
+
+// newID returns the id of an index that has no runs yet.
+func newID() (id [16]byte) {
+	rand.Read(id[:])
+	return id
 }
 
 // bucketNames yields the buckets that have rows, with the tables that their sums name.

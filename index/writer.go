@@ -90,7 +90,32 @@ func (w *writer) all(m *memtable) error {
 	if err := w.putMarks(marks); err != nil {
 		return fmt.Errorf("write marks: %w", err)
 	}
-	return w.commit()
+	if !w.bulk {
+		return w.commit()
+	}
+	id := newID()
+	if err := w.putID(id); err != nil {
+		return fmt.Errorf("write id: %w", err)
+	}
+	if err := w.commit(); err != nil {
+		return err
+	}
+	w.b.id = id
+	return nil
+}
+
+// putID gives the index a new id: the runs that are merged are another's from now on. They
+// may still be there after a crash, and what is in bbolt is newer than what they say.
+func (w *writer) putID(id [16]byte) error {
+	to, err := w.target(headTable, string(headBucket))
+	if err != nil {
+		return err
+	}
+	old, err := to.cursor.get(idKey)
+	if err != nil {
+		return err
+	}
+	return w.store(to, old != nil, row{headTable, idKey, id[:]})
 }
 
 func (w *writer) put(r row) error {

@@ -132,10 +132,15 @@ func message(err error, code int) string {
 // supported lists the compressions in which NARs can be uploaded.
 const supported = "none, xz, zstd, br, gzip, lz4"
 
-// bodyError marks errors of reading a request's body.
+// bodyError marks errors of reading a request's body, which are the client's or its
+// network's, never the store's.
 func bodyError(err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case err == nil, err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled), errors.As(err, &tooLarge):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%w: %w", errStalled, err)
 	}
-	return err
+	return refuse(http.StatusBadRequest, "read body: %w", err)
 }

@@ -19,6 +19,7 @@ const module = "github.com/dedupd/dedupd"
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
 	{"gateway", "migrate", "push"},
+	{"metrics"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream"},
 	{"bucket", "nar", "narinfo", "compression"},

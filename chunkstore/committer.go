@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/dedupd/dedupd/packfile"
@@ -48,6 +49,16 @@ type committer struct {
 	pending  []*request // in the open pack's unwritten entries
 	sealing  []*request // to be answered once the open pack is sealed
 	broken   error
+
+	// For everybody to see: broken, and what the open pack holds.
+	refusal atomic.Pointer[error]
+	status  atomic.Pointer[openStatus]
+}
+
+// An openStatus describes an open pack with commits.
+type openStatus struct {
+	size   int64
+	oldest time.Time
 }
 
 // maxGroup is the number of requests that share one sync.
@@ -144,6 +155,7 @@ func (c *committer) fail(err error) {
 	if errors.Is(err, errUnknown) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
 		c.broken = err
+		c.refusal.Store(&err)
 	}
 	for _, r := range append(c.pending, c.sealing...) {
 		r.done <- err
@@ -304,6 +316,7 @@ func (c *committer) write(ctx context.Context) error {
 		if err := c.applier.flush(ctx); err != nil {
 			return fmt.Errorf("%w: apply to the index: %w", errUnknown, err)
 		}
+		c.status.Store(&openStatus{c.open.size(), c.oldest})
 	}
 	for _, r := range c.pending {
 		r.done <- nil
@@ -337,7 +350,9 @@ func (c *committer) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sealed.since = c.oldest
 	c.open, c.spoiled = nil, false
+	c.status.Store(nil)
 	c.store.uploader.add(sealed)
 	return nil
 }

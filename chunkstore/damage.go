@@ -247,6 +247,7 @@ func (a *applier) damageRecords(ctx context.Context, s *Store, found []*damage) 
 	}
 	if records != nil {
 		s.damages.Add(1)
+		s.counts.damaged.Add(int64(len(records)))
 	}
 	return records, nil
 }

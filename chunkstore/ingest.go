@@ -28,6 +28,9 @@ type object struct {
 	relies  map[packfile.Name]struct{}
 	deep    bool   // deeper than new Nix versions accept
 	damages uint64 // Store.damages when the first chunk was looked up
+
+	chunks, chunkBytes int64 // of it, known ones too
+	newBytes           int64 // of these, in stage
 }
 
 func (o *object) close() { o.stage.close() }
@@ -310,6 +313,9 @@ func (in *ingest) add(t *task) error {
 	if n < in.store.repo.Literal {
 		it.plain = append([]byte(nil), t.piece.masked...)
 		it.spans = t.piece.spans
+	} else {
+		in.object.chunks++
+		in.object.chunkBytes += int64(n)
 	}
 	in.recipe.items = append(in.recipe.items, it)
 	if t.pack != (packfile.Name{}) {
@@ -318,6 +324,7 @@ func (in *ingest) add(t *task) error {
 	if t.bytes == nil {
 		return nil
 	}
+	in.object.newBytes += int64(n)
 	return in.object.stage.add(t.frame, t.bytes)
 }
 

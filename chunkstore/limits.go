@@ -71,6 +71,7 @@ type admission struct {
 	closing chan struct{}         // closed when nobody may wait any more
 
 	spoolFull, diskFull episode
+	running, waiting    atomic.Int64 // for Counters
 }
 
 func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *admission {
@@ -85,6 +86,8 @@ func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *ad
 // committed, or refused. Who waits for room has no slot, so that slots are for uploads
 // that run.
 func (a *admission) begin(ctx context.Context) (end func(), err error) {
+	a.waiting.Add(1)
+	defer a.waiting.Add(-1)
 	for {
 		if err := a.waitForSpool(ctx); err != nil {
 			return nil, err
@@ -96,20 +99,29 @@ func (a *admission) begin(ctx context.Context) (end func(), err error) {
 			return nil, fmt.Errorf("wait for other uploads: %w", err)
 		}
 		// It may have taken long.
-		if room, err := a.hasRoom(); room && err == nil {
-			return func() { a.slots.Release(1) }, nil
+		if a.obstacle() == nil {
+			a.running.Add(1)
+			return a.end, nil
 		}
 		a.slots.Release(1)
 	}
 }
 
-// hasRoom says whether neither waitForSpool nor waitForDisk would wait.
-func (a *admission) hasRoom() (bool, error) {
+func (a *admission) end() {
+	a.running.Add(-1)
+	a.slots.Release(1)
+}
+
+// obstacle says what waitForSpool or waitForDisk would wait for, nil for nothing.
+func (a *admission) obstacle() error {
 	if bytes, _ := a.spool.backlog(); bytes > a.limits.SpoolSize {
-		return false, nil
+		return fmt.Errorf("uploads wait for the bucket: the spool has %d bytes, its limit is %d", bytes, a.limits.SpoolSize)
 	}
 	free, err := a.free()
-	return free >= a.limits.MinFree, err
+	if err == nil && free < a.limits.MinFree {
+		err = fmt.Errorf("%w: %d bytes are free, uploads need %d", ErrNoSpace, free, a.limits.MinFree)
+	}
+	return err
 }
 
 // waitForSpool waits until enough packs of the spool are in the bucket.

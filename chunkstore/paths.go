@@ -46,7 +46,11 @@ func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
 		}
 		return s.narInfoRecords(ctx, a, info, r.relies)
 	}
-	return s.commit(ctx, r)
+	if err := s.commit(ctx, r); err != nil {
+		return err
+	}
+	s.counts.paths.Add(1)
+	return nil
 }
 
 func (s *Store) narInfoRecords(ctx context.Context, a *applier, info *narinfo.NarInfo, relies map[packfile.Name]struct{}) ([]packfile.Record, error) {

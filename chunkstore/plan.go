@@ -8,6 +8,7 @@ import (
 	"sort"
 
 	"github.com/maypok86/otter/v2"
+	"github.com/maypok86/otter/v2/stats"
 	"github.com/zeebo/blake3"
 
 	"github.com/dedupd/dedupd/index"
@@ -169,6 +170,7 @@ type planCache struct {
 
 func newPlanCache(bytes int64) *planCache {
 	return &planCache{otter.Must(&otter.Options[Hash, *plan]{
+		StatsRecorder: stats.NewCounter(),
 		MaximumWeight: uint64(bytes),
 		Weigher:       func(_ Hash, p *plan) uint32 { return p.weight() },
 	})}

@@ -141,6 +141,9 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 		return false, err
 	}
 	s.ix = ix
+	if s.opts.OnLookup != nil {
+		s.ix = &timedIndex{ix, s.opts.OnLookup}
+	}
 	marks, err := ix.Marks(ctx)
 	if s.rebuilt = (RebuildReport{Missing: []string{}}); aside {
 		s.rebuilt.Resumed = len(marks)

@@ -115,6 +115,11 @@ func (r *recovery) addSealed(ctx context.Context, name packfile.Name) error {
 }
 
 func (r *recovery) addPack(ctx context.Context, pack *packfile.Pack, path string, f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
 	number, err := r.packs.number(ctx, pack.Name)
 	if err != nil {
 		f.Close()
@@ -122,7 +127,7 @@ func (r *recovery) addPack(ctx context.Context, pack *packfile.Pack, path string
 	}
 	r.packs.addLocal(number, f)
 	r.spooled[pack.Name] = true
-	r.sealed = append(r.sealed, &sealedPack{name: pack.Name, number: number, path: path, size: pack.Size, entries: pack.Entries})
+	r.sealed = append(r.sealed, &sealedPack{name: pack.Name, number: number, path: path, size: pack.Size, entries: pack.Entries, since: info.ModTime()})
 	return nil
 }
 

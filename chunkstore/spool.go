@@ -211,6 +211,7 @@ type sealedPack struct {
 	path    string
 	size    int64
 	entries int
+	since   time.Time // of its first commit, or when recovery found it written
 }
 
 // seal completes the pack. All its entries must be written. After an error the pack is

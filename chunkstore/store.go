@@ -67,6 +67,9 @@ type Options struct {
 	AllowMissingPacks bool
 	// Limits say how much is taken in at a time.
 	Limits Limits
+	// OnLookup, if it is not nil, is told how long each look-up in the index has taken. It
+	// is called concurrently.
+	OnLookup func(time.Duration)
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 
@@ -131,6 +134,8 @@ type Store struct {
 	damages   atomic.Uint64        // how often this process has found chunks damaged
 	marked    atomic.Uint64        // the same, counted when everybody sees it
 	wasIntact atomic.Pointer[bool] // what intact has found; nil before it has looked
+
+	counts counts
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool

@@ -189,7 +189,11 @@ func (s *Store) commitFile(ctx context.Context, f *File, o *object) error {
 			return err
 		}
 	}
-	return s.commit(ctx, r)
+	err := s.commit(ctx, r)
+	if err == nil {
+		s.counts.committed(f, o)
+	}
+	return err
 }
 
 // addNew adds a record unless its row is there already; then it adds the pack that the

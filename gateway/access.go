@@ -14,9 +14,14 @@ import (
 
 // rightFor is the one place that says which right a request needs. What is not listed
 // needs Read, what is nowhere included.
-func rightFor(method string, _ resource) access.Rights {
-	if method == http.MethodPut {
+func (g *Gateway) rightFor(method string, res resource) access.Rights {
+	switch {
+	case method == http.MethodPut:
 		return access.Write
+	case res.kind == kindHealth, res.kind == kindReady:
+		return 0 // what watches over the server has no token
+	case res.kind == kindMetrics:
+		return g.cfg.MetricsRight
 	}
 	return access.Read
 }
@@ -24,7 +29,7 @@ func rightFor(method string, _ resource) access.Rights {
 // authorize returns nil if the sender of r may ask for this, and remembers in w who that
 // is. All that a refused request gets is the same for every URL that needs the same right.
 func (g *Gateway) authorize(w *response, r *http.Request, res resource) error {
-	who, err := g.cfg.Access.Allow(r, rightFor(r.Method, res))
+	who, err := g.cfg.Access.Allow(r, g.rightFor(r.Method, res))
 	if err == nil {
 		w.who = who
 		return nil

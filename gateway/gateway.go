@@ -1,6 +1,8 @@
 // Package gateway serves a store to Nix as a binary cache over HTTP, and takes uploads
 // from it.
 //
+//	metrics                                 GET HEAD       of the server, for Prometheus
+//	healthz, readyz[?write=1]               GET HEAD       the server answers; the store can be used
 //	nix-cache-info                          GET HEAD PUT   PUT is accepted and ignored
 //	<hash part>.narinfo                     GET HEAD PUT
 //	<hash part>.ls                          GET HEAD PUT   made from the NAR unless uploaded
@@ -26,9 +28,11 @@ import (
 	"time"
 
 	"github.com/maypok86/otter/v2"
+	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -71,6 +75,10 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// AccessLog has one line logged for each request.
 	AccessLog bool
+	// MetricsRight is what it takes to get the metrics; default Read.
+	MetricsRight access.Rights
+	// Metrics takes the gateway's and the store's; default those of a new registry.
+	Metrics *metrics.Metrics
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 }
@@ -103,6 +111,12 @@ func (c *Config) setDefaults() {
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 30 * time.Second
 	}
+	if c.MetricsRight == 0 {
+		c.MetricsRight = access.Read
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.New("")
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -126,6 +140,9 @@ type Gateway struct {
 	decoding  chan struct{}                      // slots for requests with a Content-Encoding
 	asking    chan struct{}                      // slots for queries of many paths
 	served    counters
+	requests  *requestMetrics
+	metrics   http.Handler
+	prober    *prober
 }
 
 // New returns a gateway to store, which stays the caller's to close.
@@ -139,13 +156,16 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 	}
 	g.cacheInfo = g.makeCacheInfo()
 	g.vouched = cfg.vouched()
+	g.requests, g.metrics, g.prober = newRequestMetrics(cfg.Metrics.Registry), cfg.Metrics.Handler(), &prober{store: store}
+	cfg.Metrics.Store(store)
+	cfg.Metrics.Cache("narinfo", func() (stats.Stats, uint64) { return g.narInfos.Stats(), g.narInfos.WeightedSize() })
+	cfg.Metrics.Cache("listing", func() (stats.Stats, uint64) { return g.listings.Stats(), g.listings.WeightedSize() })
 	return g
 }
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	start := time.Now()
-	resp := &response{ResponseWriter: w, who: new(access.Identity)}
+	resp := &response{ResponseWriter: w, start: time.Now(), who: new(access.Identity)}
 	if r.ProtoMajor == 2 {
 		resp.stall = g.stallTimeout
 	}
@@ -162,14 +182,13 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait))
 	}
+	took := time.Since(resp.start)
+	g.requests.observe(resp, r.Method, took)
 	if g.cfg.AccessLog {
-		g.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
-			slog.String("method", r.Method), slog.String("path", r.URL.Path),
-			slog.Int("status", resp.status), slog.Int64("bytes", resp.bytes), slog.Bool("aborted", aborted),
-			slog.Duration("duration", time.Since(start)),
-			slog.String("remote", r.RemoteAddr), slog.String("by", resp.who.Name), slog.String("agent", r.UserAgent()))
+		g.logRequest(resp, r, took, aborted)
 	}
 	if aborted {
+		g.requests.aborted.Inc()
 		panic(http.ErrAbortHandler) // net/http closes the connection, and says nothing
 	}
 }
@@ -185,6 +204,7 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	if !ok {
 		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
 	}
+	w.kind = res.kind
 	if !res.kind.allows(r.Method) {
 		w.Header().Set("Allow", res.kind.methods())
 		return refuse(http.StatusMethodNotAllowed, "use %s", res.kind.methods())
@@ -224,6 +244,13 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getListing(w, r, res)
 	case kindNAR:
 		return g.getNAR(w, r, res)
+	case kindMetrics:
+		g.metrics.ServeHTTP(w, r)
+		return nil
+	case kindHealth:
+		return g.getHealth(w, r)
+	case kindReady:
+		return g.getReady(w, r)
 	}
 	return g.getFile(w, r, res)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/maypok86/otter/v2"
+	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/nar"
@@ -16,6 +17,7 @@ import (
 
 func newListingCache(bytes int64) *otter.Cache[string, []byte] {
 	return otter.Must(&otter.Options[string, []byte]{
+		StatsRecorder: stats.NewCounter(),
 		MaximumWeight: uint64(bytes),
 		Weigher:       func(_ string, b []byte) uint32 { return uint32(min(len(b), 1<<30)) + 200 },
 	})

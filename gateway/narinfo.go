@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/maypok86/otter/v2"
+	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
@@ -33,6 +34,7 @@ const narInfoAge = time.Minute
 
 func newNarInfoCache(bytes int64) *otter.Cache[string, *narInfoText] {
 	return otter.Must(&otter.Options[string, *narInfoText]{
+		StatsRecorder:    stats.NewCounter(),
 		MaximumWeight:    uint64(bytes),
 		Weigher:          func(_ string, t *narInfoText) uint32 { return uint32(len(t.body)) + 250 },
 		ExpiryCalculator: otter.ExpiryWriting[string, *narInfoText](narInfoAge),

@@ -15,13 +15,14 @@ import (
 // it with errStalled, and so does one that is not done at the end, if there is one.
 type bodyReader struct {
 	r       io.Reader
+	w       *response // counts what was received
 	ctl     *http.ResponseController
 	timeout time.Duration
 	end     time.Time
 }
 
 func (g *Gateway) body(w *response, r *http.Request) *bodyReader {
-	return &bodyReader{r: r.Body, ctl: http.NewResponseController(w), timeout: g.cfg.IdleTimeout}
+	return &bodyReader{r: r.Body, w: w, ctl: http.NewResponseController(w), timeout: g.cfg.IdleTimeout}
 }
 
 func (b *bodyReader) Read(p []byte) (int, error) {
@@ -31,6 +32,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	}
 	b.ctl.SetReadDeadline(deadline) // fails where there is no connection: in tests
 	n, err := b.r.Read(p)
+	b.w.received += int64(n)
 	if err == io.EOF {
 		// Or else net/http, which goes on reading to see whether the client leaves,
 		// would take the deadline for that.

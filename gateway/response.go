@@ -15,23 +15,31 @@ import (
 // A response is an http.ResponseWriter that remembers what was answered to whom.
 type response struct {
 	http.ResponseWriter
-	who    *access.Identity
-	status int   // 0 until the header is written
-	bytes  int64 // of the body
-	err    error // of writing to the client
+	who      *access.Identity
+	start    time.Time     // of the request
+	kind     kind          // of what is asked for
+	status   int           // 0 until the header is written
+	answered time.Duration // after start, when that was
+	bytes    int64         // of the body
+	received int64         // of the request's
+	err      error         // of writing to the client
 	// stall returns how long a client of HTTP/2 may take for writeStep bytes; nil for
 	// others, whose connections see to that.
 	stall func() time.Duration
 }
 
 func (w *response) WriteHeader(status int) {
-	w.status = status
+	w.setStatus(status)
 	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) setStatus(status int) {
+	w.status, w.answered = status, time.Since(w.start)
 }
 
 func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		w.status = http.StatusOK // as net/http does
+		w.setStatus(http.StatusOK) // as net/http does
 	}
 	n, err := w.write(p)
 	w.bytes += int64(n)

@@ -12,7 +12,8 @@ import (
 type kind byte
 
 const (
-	kindCacheInfo kind = iota
+	kindNone kind = iota // nothing is there
+	kindCacheInfo
 	kindNarInfo
 	kindListing
 	kindNAR
@@ -20,13 +21,26 @@ const (
 	kindDebugInfo
 	kindRealisation
 	kindMissing
+
+	// What is not of the cache itself can only be read.
+	kindMetrics
+	kindHealth
+	kindReady
+	numKinds
 )
+
+// kindNames are what metrics and the access log call the kinds.
+var kindNames = [numKinds]string{
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "metrics", "health", "ready",
+}
 
 // allows says whether URLs of the kind have a method.
 func (k kind) allows(method string) bool {
 	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPut:
+	case http.MethodGet, http.MethodHead:
 		return k != kindMissing
+	case http.MethodPut:
+		return k < kindMissing
 	case http.MethodPost:
 		return k == kindMissing
 	}
@@ -87,10 +101,15 @@ func parsePath(path string) (resource, bool) {
 	return res, ok && segments == 0
 }
 
+// rootKinds are the kinds of what has a name of its own at the root.
+var rootKinds = map[string]kind{
+	"nix-cache-info": kindCacheInfo, "metrics": kindMetrics, "healthz": kindHealth, "readyz": kindReady,
+}
+
 // parseRoot is parsePath for what is not in a directory.
 func parseRoot(name string) (resource, bool) {
-	if name == "nix-cache-info" {
-		return resource{kind: kindCacheInfo, name: name}, true
+	if kind, ok := rootKinds[name]; ok {
+		return resource{kind: kind, name: name}, true
 	}
 	hashPart, ext, _ := strings.Cut(name, ".")
 	res := resource{name: name, id: hashPart}

@@ -37,6 +37,7 @@ type Bolt struct {
 	heads []byte       // the file's first two pages; nil where it has outgrown its mapping
 	ended bool         // db is closed, or about to be
 
+	damage       atomic.Pointer[error] // the first one that was read
 	distrustOnce sync.Once
 	distrustErr  error
 
@@ -294,9 +295,12 @@ func (b *Bolt) Stats() Stats {
 	if info, err := os.Stat(b.path); err == nil {
 		s.Disk = info.Size()
 	}
+	if damage := b.damage.Load(); damage != nil {
+		s.Damage = *damage
+	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	s.WriteErr = b.writeErr
+	s.WriteErr, s.Err = b.writeErr, b.err
 	for _, m := range []*memtable{b.active, b.frozen} {
 		if m != nil {
 			s.Pending += uint64(m.rows)

@@ -100,6 +100,7 @@ func (b *Bolt) watch(err error) error {
 	if !errors.Is(err, ErrDamaged) {
 		return err
 	}
+	b.damage.CompareAndSwap(nil, &err)
 	if failed := b.distrust(err); failed != nil {
 		return fmt.Errorf("%w; %w", err, failed)
 	}

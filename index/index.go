@@ -162,4 +162,9 @@ type Stats struct {
 	// WriteErr says why changes stay in memory: the disk is full. They are written as
 	// soon as there is room; while there is none, batches wait.
 	WriteErr error
+	// Err says why nothing can be written any more, if so; it wraps ErrBroken or ErrClosed.
+	Err error
+	// Damage is the first thing that was read and was not what had been written, if any;
+	// it wraps ErrDamaged.
+	Damage error
 }

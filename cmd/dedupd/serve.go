@@ -21,6 +21,7 @@ import (
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
+	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -75,7 +76,10 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		return err
 	}
 	defer closeAll(listeners)
-	store, err := s.openStore(ctx, log)
+	counts := metrics.New(version())
+	store, err := s.openStore(ctx, log, func(o *chunkstore.Options) {
+		o.Bucket, o.OnLookup = counts.Bucket(o.Bucket), counts.Lookup
+	})
 	if err != nil {
 		return err
 	}
@@ -89,7 +93,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
-		AccessLog: s.AccessLog, Log: log,
+		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(ctx, listeners...) })

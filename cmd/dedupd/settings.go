@@ -66,6 +66,8 @@ type Settings struct {
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
 	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
 
+	MetricsRight access.Rights `toml:"metrics-right" values:"read admin" help:"right that it takes to get /metrics: read or admin"`
+
 	AccessLog bool       `toml:"access-log" help:"log every request"`
 	LogLevel  slog.Level `toml:"log-level" values:"debug info warn error" help:"least important messages to log: debug, info, warn or error"`
 	LogFormat string     `toml:"log-format" values:"text json" help:"format of the log: text or json"`
@@ -78,7 +80,8 @@ func defaultSettings() *Settings {
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
-		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, AccessLog: true, LogFormat: "text",
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
+		MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
 		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
@@ -141,6 +144,7 @@ func (s *Settings) validate() error {
 		}
 	}
 	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
+	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)
 }

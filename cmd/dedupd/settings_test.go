@@ -84,6 +84,7 @@ idle-timeout = "1s"
 shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
+metrics-right = "admin"
 access-log = false
 log-level = "warn"
 log-format = "json"
@@ -112,7 +113,7 @@ store = "/nix/store"
 		Priority:    1, PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
-		MaxPulls: 4, PullCache: 6 << 20,
+		MaxPulls: 4, PullCache: 6 << 20, MetricsRight: access.Admin,
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),

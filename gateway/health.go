@@ -1,0 +1,103 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/dedupd/dedupd/access"
+	"github.com/dedupd/dedupd/chunkstore"
+)
+
+// getHealth says that the process answers requests, and nothing else: what would not get
+// better by starting it anew is not a matter of /healthz.
+func (g *Gateway) getHealth(w *response, r *http.Request) error {
+	return g.answerJSON(w, r, http.StatusOK, map[string]bool{"healthy": true})
+}
+
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons,omitempty"`
+}
+
+// getReady says whether the store can be read, or, with ?write=1, written to as well, by
+// 200 or 503. The reasons name files and addresses; they are for those who may read.
+func (g *Gateway) getReady(w *response, r *http.Request) error {
+	health := g.prober.health(r.Context())
+	reasons := health.Read
+	if r.URL.Query().Get("write") == "1" {
+		reasons = append(reasons[:len(reasons):len(reasons)], health.Write...)
+	}
+	ready, status := readiness{Ready: len(reasons) == 0}, http.StatusOK
+	if !ready.Ready {
+		status = http.StatusServiceUnavailable
+	}
+	if _, err := g.cfg.Access.Allow(r, access.Read); err == nil {
+		for _, reason := range reasons {
+			ready.Reasons = append(ready.Reasons, reason.Error())
+		}
+	}
+	return g.answerJSON(w, r, status, ready)
+}
+
+// answerJSON answers with v, which no cache keeps.
+func (g *Gateway) answerJSON(w *response, r *http.Request, status int, v any) error {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	return json.NewEncoder(w).Encode(v)
+}
+
+const (
+	probeAge     = 5 * time.Second // for which what was found counts
+	probeTimeout = 5 * time.Second // of asking the bucket
+)
+
+// A prober looks at the store's health for everybody who asks: the bucket is not asked
+// more often because many do.
+type prober struct {
+	store *chunkstore.Store
+
+	probing sync.Mutex // held by who asks the bucket
+
+	mu   sync.Mutex // guards what follows
+	last chunkstore.Health
+	at   time.Time // when last was found
+}
+
+// errProbing says that an answer of the bucket is late.
+var errProbing = errors.New("the bucket has not answered in time")
+
+// health returns what was found lately, or looks. While somebody else looks it returns
+// what was found before.
+func (p *prober) health(ctx context.Context) chunkstore.Health {
+	p.mu.Lock()
+	last, age := p.last, time.Since(p.at)
+	p.mu.Unlock()
+	if age < probeAge {
+		return last
+	}
+	if !p.probing.TryLock() {
+		if age > probeAge+2*probeTimeout {
+			last.Read = append([]error{errProbing}, last.Read...)
+		}
+		return last
+	}
+	defer p.probing.Unlock()
+	// Others get the outcome, so that it must not depend on this client.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+	defer cancel()
+	found := p.store.Health(ctx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.at = found, time.Now()
+	return found
+}

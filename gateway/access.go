@@ -22,6 +22,8 @@ func (g *Gateway) rightFor(method string, res resource) access.Rights {
 		return 0 // what watches over the server has no token
 	case res.kind == kindMetrics:
 		return g.cfg.MetricsRight
+	case res.kind == kindProfile:
+		return access.Admin
 	}
 	return access.Read
 }

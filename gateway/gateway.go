@@ -3,6 +3,7 @@
 //
 //	metrics                                 GET HEAD       of the server, for Prometheus
 //	healthz, readyz[?write=1]               GET HEAD       the server answers; the store can be used
+//	debug/pprof/[<profile>]                 GET HEAD       profiles of the server, with the right Admin
 //	nix-cache-info                          GET HEAD PUT   PUT is accepted and ignored
 //	<hash part>.narinfo                     GET HEAD PUT
 //	<hash part>.ls                          GET HEAD PUT   made from the NAR unless uploaded
@@ -195,6 +196,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (g *Gateway) handle(w *response, r *http.Request) error {
 	res, ok := parsePath(r.URL.Path)
+	if ok {
+		w.kind = res.kind
+	}
 	// Before anything else: who may not ask is told nothing, not even what there is. And
 	// before the body is touched: net/http answers "Expect: 100-continue" at its first
 	// read, so that a client that may not write has not sent anything.
@@ -246,6 +250,9 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getNAR(w, r, res)
 	case kindMetrics:
 		g.metrics.ServeHTTP(w, r)
+		return nil
+	case kindProfile:
+		profiles.ServeHTTP(w, r)
 		return nil
 	case kindHealth:
 		return g.getHealth(w, r)

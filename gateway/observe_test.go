@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
@@ -123,4 +124,39 @@ func (s *server) ready(status int, query string) []string {
 		s.t.Errorf("got %v (%v)", a, err)
 	}
 	return got.Reasons
+}
+
+func TestProfiles(t *testing.T) {
+	s := start(t, func(c *gateway.Config) {
+		c.Access = &access.Policy{Anyone: access.Read, Local: access.Write}
+	})
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/goroutine", "/debug/pprof/cmdline"} {
+		s.want(401, "GET", path, nil)
+	}
+	admin := start(t, func(c *gateway.Config) {
+		c.Access = &access.Policy{Local: access.Admin}
+	})
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/goroutine?debug=1", "/debug/pprof/cmdline"} {
+		admin.want(200, "GET", path, nil)
+	}
+	admin.want(404, "GET", "/debug/pprof/nothing", nil)
+	admin.want(404, "GET", "/debug/other", nil)
+}
+
+// TestHealthOfPrivateCache: whoever watches over it needs no token, and is told nothing of it.
+func TestHealthOfPrivateCache(t *testing.T) {
+	s := start(t, func(c *gateway.Config) { c.Access = &access.Policy{} })
+	s.damaged = true
+	s.want(200, "GET", "/healthz", nil)
+	s.want(200, "GET", "/readyz", nil)
+	s.want(401, "GET", "/metrics", nil)
+
+	s = start(t, func(c *gateway.Config) { c.Access = &access.Policy{} })
+	s.damaged = true
+	if err := os.RemoveAll(filepath.Join(s.dir, "bucket")); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.ready(503, ""); len(got) != 0 {
+		t.Errorf("got reasons %q, want none", got)
+	}
 }

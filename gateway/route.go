@@ -26,12 +26,13 @@ const (
 	kindMetrics
 	kindHealth
 	kindReady
+	kindProfile
 	numKinds
 )
 
 // kindNames are what metrics and the access log call the kinds.
 var kindNames = [numKinds]string{
-	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "metrics", "health", "ready",
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "metrics", "health", "ready", "profile",
 }
 
 // allows says whether URLs of the kind have a method.
@@ -91,6 +92,12 @@ func parsePath(path string) (resource, bool) {
 	case "build-trace-v2":
 		res.kind, segments = kindRealisation, 2
 		ok = strings.HasSuffix(rest, ".doi")
+	case "debug":
+		res.kind = kindProfile
+		if rest == "pprof/" { // where an index is
+			return res, true
+		}
+		segments, ok = 2, strings.HasPrefix(rest, "pprof/")
 	default:
 		return resource{}, false
 	}

@@ -40,17 +40,11 @@ func serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return serve(cmd.Context(), s, cmd.OutOrStdout(), s.logger(cmd.ErrOrStderr()))
+		log, flush := s.bufferedLogger(cmd.ErrOrStderr())
+		defer flush()
+		return serve(cmd.Context(), s, cmd.OutOrStdout(), log)
 	}
 	return cmd
-}
-
-func (s *Settings) logger(w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: s.LogLevel}
-	if s.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 // serve runs a server until ctx ends.

@@ -48,7 +48,7 @@ func (s *Store) NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (io.R
 const (
 	// blockSize is how many bytes go from the goroutine that reads files to the reader of
 	// the NAR at a time, and blocksAhead how often it may do so before they are read.
-	blockSize   = 128 << 10
+	blockSize   = 64 << 10
 	blocksAhead = 2
 )
 

@@ -209,7 +209,7 @@ func (r *row) narInfo(dir string) (*narinfo.NarInfo, error) {
 	}
 	info := &narinfo.NarInfo{
 		StorePath: path, URL: "nar/" + path.HashPart() + "-" + hash.Nix32() + ".nar", Compression: "none",
-		NarHash: [32]byte(hash.Sum()), NarSize: uint64(r.size.Int64), CA: r.ca.String,
+		FileHash: hash, FileSize: uint64(r.size.Int64), NarHash: [32]byte(hash.Sum()), NarSize: uint64(r.size.Int64), CA: r.ca.String,
 	}
 	for ref := range strings.FieldsSeq(r.refs.String) {
 		p, err := narinfo.ParseStorePath(dir, ref)

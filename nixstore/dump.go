@@ -17,7 +17,7 @@ import (
 )
 
 // dumpBuffer is how many bytes are read from a large file at a time.
-const dumpBuffer = 128 << 10
+const dumpBuffer = 64 << 10
 
 // entriesBuffer is how many bytes of a directory are read at a time. It is also enough for
 // any symbolic link.

@@ -4,6 +4,7 @@ package nixstore_test
 
 import (
 	"bytes"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,11 +102,14 @@ func (n *nix) parse(path string) narinfo.StorePath {
 	return p
 }
 
-// build builds an expression, whose builder is sh with the script.
-func (n *nix) build(name, script string) narinfo.StorePath {
+// build builds an expression, whose builder is sh with the script, which can see refs.
+func (n *nix) build(name, script string, refs ...narinfo.StorePath) narinfo.StorePath {
 	n.t.Helper()
-	expr := `derivation { name = "` + name + `"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ''` + script + `'' ]; }`
-	return n.parse(n.run("nix-build", "--store", n.root, "--no-out-link", "-E", expr))
+	expr := `derivation { name = "` + name + `"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ''` + script + `'' ]; refs = [`
+	for _, ref := range refs {
+		expr += " (builtins.storePath " + ref.Path("/nix/store") + ")"
+	}
+	return n.parse(n.run("nix-build", "--store", n.root, "--no-out-link", "-E", expr+" ]; }"))
 }
 
 // file returns the real path of a store path.
@@ -114,7 +118,7 @@ func (n *nix) file(p narinfo.StorePath) string { return filepath.Join(n.root, p.
 // open opens n's store as dedupd does.
 func (n *nix) open() *nixstore.Store {
 	n.t.Helper()
-	s, err := nixstore.Open(n.t.Context(), nixstore.Options{Root: n.root})
+	s, err := nixstore.Open(n.t.Context(), nixstore.Options{Root: n.root, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -124,4 +128,15 @@ func (n *nix) open() *nixstore.Store {
 		}
 	})
 	return s
+}
+
+// dump returns the NAR of a file as Nix makes it.
+func (n *nix) dump(path string) []byte {
+	n.t.Helper()
+	cmd := exec.CommandContext(n.t.Context(), "nix-store", "--dump", path)
+	out, err := cmd.Output()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
 }

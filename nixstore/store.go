@@ -38,8 +38,8 @@ type Options struct {
 	// State is Nix's state directory, which has the database; default Root/nix/var/nix.
 	// Logs are where Nix has them by default, in ../log/nix.
 	State string
-	// MaxDumps is how many NARs are read at a time; others wait. Each takes 0.75 MB of
-	// memory. Default 64.
+	// MaxDumps is how many NARs are read at a time; others wait. Each takes 0.4 MB of
+	// memory. Default 128.
 	MaxDumps int
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
@@ -67,7 +67,7 @@ var _ upstream.Source = (*Store)(nil)
 // known.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	s := &Store{
-		dir: cmp.Or(opts.Dir, DefaultDir), dumps: make(chan struct{}, cmp.Or(opts.MaxDumps, 64)),
+		dir: cmp.Or(opts.Dir, DefaultDir), dumps: make(chan struct{}, cmp.Or(opts.MaxDumps, 128)),
 		log: cmp.Or(opts.Log, slog.Default()), damaged: make(map[narinfo.StorePath]time.Time),
 	}
 	if !filepath.IsAbs(s.dir) || filepath.Clean(s.dir) != s.dir {

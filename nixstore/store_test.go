@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/dedupd/dedupd/nar"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/nixstore"
 	"github.com/dedupd/dedupd/upstream"
@@ -29,7 +31,7 @@ func TestNarInfo(t *testing.T) {
 		if err := os.WriteFile(secret, []byte(key.Secret()), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		user := n.build("user", "echo "+file.Path("/nix/store")+" $out >$out; echo some log")
+		user := n.build("user", "echo "+file.Path("/nix/store")+" $out >$out; echo some log", file)
 		for _, p := range []narinfo.StorePath{file, user} {
 			n.run("nix", "store", "sign", "--store", n.root, "-k", secret, p.Path("/nix/store"))
 		}
@@ -54,7 +56,7 @@ func TestNarInfo(t *testing.T) {
 			if err != nil || named.StorePath != p {
 				t.Errorf("Named: got %v, %v", named, err)
 			}
-			if want := []byte(n.store("--dump", n.file(p))); !bytes.Equal(bytes.TrimSpace(readNAR(t, s, info, 0)), want) {
+			if want := n.dump(n.file(p)); !bytes.Equal(readNAR(t, s, info, 0), want) {
 				t.Errorf("%s: another NAR than nix-store --dump's", p)
 			}
 			if info.Deriver.IsZero() != (p == file) || (info.CA != "") != (p == file) {
@@ -98,5 +100,144 @@ func wantNotFound(t *testing.T, err error) {
 	t.Helper()
 	if !errors.Is(err, upstream.ErrNotFound) {
 		t.Errorf("got %v, want not found", err)
+	}
+}
+
+func isNotFound(err error) bool { return errors.Is(err, upstream.ErrNotFound) }
+
+func TestOpenRefuses(t *testing.T) {
+	n := oneNix(t)
+	n.add("store_test.go")
+	state := filepath.Join(n.root, "nix/var/nix")
+	for _, test := range []struct {
+		name string
+		opts nixstore.Options
+		make func() error
+	}{
+		{"no store", nixstore.Options{Root: t.TempDir()}, nil},
+		{"relative", nixstore.Options{Dir: "nix/store", Root: n.root}, nil},
+		{"no database", nixstore.Options{Root: n.root, State: t.TempDir()}, nil},
+		{"another schema", nixstore.Options{Root: n.root}, func() error { return os.WriteFile(filepath.Join(state, "db/schema"), []byte("11"), 0o644) }},
+	} {
+		if test.make != nil {
+			if err := test.make(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s, err := nixstore.Open(t.Context(), test.opts); err == nil {
+			s.Close()
+			t.Errorf("%s: was opened", test.name)
+		}
+	}
+}
+
+// TestNotThere asks for what is not there, and for what is not in the store.
+func TestNotThere(t *testing.T) {
+	n := oneNix(t)
+	p := n.add("store_test.go")
+	s := n.open()
+	info, err := s.NarInfo(t.Context(), p.HashPart())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hashPart := range []string{"", ".", "..", strings.Repeat("0", 32), strings.Repeat("z", 32), p.HashPart()[:31], p.HashPart() + "-", "%" + p.HashPart()[1:], p.String()} {
+		_, err := s.NarInfo(t.Context(), hashPart)
+		wantNotFound(t, err)
+	}
+	file := strings.TrimPrefix(info.URL, "nar/")
+	for _, name := range []string{"", "-", p.HashPart(), p.HashPart() + "-", file + "x", strings.Replace(file, "-", "-0", 1), strings.TrimSuffix(file, ".nar"), "../" + file} {
+		_, err := s.Named(t.Context(), name)
+		wantNotFound(t, err)
+	}
+	for _, name := range []string{"", "nix-cache-info", "log/", "log/x", "log/..", "log/../../db/db.sqlite", "log/" + p.String(), "log/" + p.HashPart() + "-x.drv", p.HashPart() + ".narinfo", "x.ls", ".ls"} {
+		_, err := s.File(t.Context(), name)
+		wantNotFound(t, err)
+	}
+}
+
+func TestListing(t *testing.T) {
+	n := oneNix(t)
+	p := n.add(build(t, []file{{name: "a/large", contents: randomText(3 << 20)}, {name: "b", executable: true, contents: "x"}, {name: "c", target: "d"}}))
+	s := n.open()
+	f, err := s.File(t.Context(), p.HashPart()+".ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := nar.List(bytes.NewReader(n.dump(n.file(p))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := l.MarshalJSON()
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %s, want %s (%v)", got, want, err)
+	}
+}
+
+// TestClosure asks for closures, with paths that refer to themselves and to each other.
+func TestClosure(t *testing.T) {
+	n := oneNix(t)
+	lib := n.build("lib", "echo $out >$out")
+	var paths []narinfo.StorePath
+	for i := range 5 {
+		paths = append(paths, n.build(fmt.Sprint("user-", i), "echo $out $refs >$out", append(paths, lib)...))
+	}
+	other := n.add("store_test.go")
+	s := n.open()
+	infos, err := s.Closure(t.Context(), []narinfo.StorePath{other, paths[3], paths[0], other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Fields(n.store("-qR", other.Path("/nix/store"), paths[3].Path("/nix/store")))
+	seen := map[narinfo.StorePath]bool{}
+	var got []string
+	for _, info := range infos {
+		got = append(got, info.StorePath.Path("/nix/store"))
+		seen[info.StorePath] = true
+		for _, ref := range info.References {
+			if !seen[ref] {
+				t.Errorf("%s comes before %s, which it refers to", info.StorePath, ref)
+			}
+		}
+	}
+	if len(infos) != 6 {
+		t.Errorf("got %d paths, want 6", len(infos))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if infos, err = s.PathInfos(t.Context(), paths[:2]); err != nil || len(infos) != 2 || infos[1].StorePath != paths[1] {
+		t.Errorf("PathInfos: got %v, %v", infos, err)
+	}
+	_, err = s.Closure(t.Context(), []narinfo.StorePath{lib, n.parse("/nix/store/" + strings.Repeat("0", 32) + "-x")})
+	wantNotFound(t, err)
+}
+
+func TestResolve(t *testing.T) {
+	n := oneNix(t)
+	p := n.add("store_test.go")
+	s := n.open()
+	dir := t.TempDir()
+	links := map[string]string{"result": p.Path("/nix/store"), "real": n.file(p), "second": "result", "loop": "loop", "out": "/etc/passwd"}
+	for name, target := range links {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{p.Path("/nix/store"), p.Path("/nix/store") + "/bin/x", p.Path("//nix/./store") + "/", n.file(p), dir + "/result", dir + "/real", dir + "/second"} {
+		if got, err := s.Resolve(name); err != nil || got != p {
+			t.Errorf("%s: got %v, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{dir, dir + "/loop", dir + "/out", dir + "/nothing", "/nix/store", "/nix/store/..", "/nix/store/x", p.Path("/nix/store") + "/../../x"} {
+		if got, err := s.Resolve(name); err == nil {
+			t.Errorf("%s: got %v, want an error", name, got)
+		}
 	}
 }

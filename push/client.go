@@ -113,12 +113,15 @@ const (
 	// three seconds at most: a build may wait for them.
 	attempts      = 6
 	firstAttempts = 3
-	firstWait     = 500 * time.Millisecond
 	longWait      = time.Minute
 	maxMessage    = 1 << 10 // bytes
 
 	maxRedirects = 10
 )
+
+// firstWait is what is waited before a second attempt, and up to as much again.
+// Each further one waits twice as long. Tests have less time.
+var firstWait = 500 * time.Millisecond
 
 // retry calls fn until it succeeds, fails for good, or has failed too often.
 func (c *client) retry(ctx context.Context, fn func() error) error {

@@ -1,0 +1,5 @@
+package push
+
+import "time"
+
+func init() { firstWait = time.Millisecond }

@@ -103,6 +103,9 @@ func decodeFile(b []byte) (*File, error) {
 	return f, d.end()
 }
 
+// Inline says whether the file is too small to be an object: it is known with its name.
+func (f *File) Inline() bool { return f.inline != nil }
+
 // same says whether two records of one name are about the same object.
 func (f *File) same(other *File) bool {
 	return f.Content == other.Content && f.NAR == other.NAR && f.Compression == other.Compression

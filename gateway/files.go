@@ -18,10 +18,6 @@ func fileType(k kind) string {
 	return "application/json"
 }
 
-// cacheHours is the Cache-Control of small files. They do not change, but one that is
-// generated may give way to one that is uploaded.
-const cacheHours = "public, max-age=3600"
-
 // getFile answers with a small file as it was uploaded.
 func (g *Gateway) getFile(w *response, r *http.Request, res resource) error {
 	f, err := g.store.File(r.Context(), res.name)
@@ -31,16 +27,28 @@ func (g *Gateway) getFile(w *response, r *http.Request, res resource) error {
 	return g.serveFile(w, r, res, f)
 }
 
+// serveFile answers with a small file. These do not change, but one that is generated may
+// give way to one that is uploaded.
 func (g *Gateway) serveFile(w *response, r *http.Request, res resource, f *chunkstore.File) error {
-	_, err := w.serve(r, &content{
-		size: f.Size, etag: `"` + narinfo.EncodeNix32(f.Content[:]) + `"`,
-		typ: fileType(res.kind), cache: cacheHours,
+	c := &content{
+		size: f.Size, etag: hashETag(f.Content), typ: fileType(res.kind), cache: g.cache.hours,
 		write: func(ctx context.Context, w io.Writer, off, n int64) error {
 			return g.store.WriteFile(ctx, w, f, off, n)
 		},
-	})
+	}
+	if !f.Inline() {
+		o, err := g.store.Object(r.Context(), f.Content)
+		if err != nil {
+			return err
+		}
+		c.offerFrames(o)
+	}
+	_, err := w.serve(r, c.choose(w.Header(), r))
 	return err
 }
+
+// hashETag returns the entity tag of the bytes with a hash.
+func hashETag(hash chunkstore.Hash) string { return `"` + narinfo.EncodeNix32(hash[:]) + `"` }
 
 // putFile stores a small file, without its Content-Encoding. Names are write-once: if
 // there is another file of the name, that one stays. The client is told that all is

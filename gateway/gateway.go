@@ -10,6 +10,7 @@
 //	nar/<NarHash>-<layout>.nar.zst          GET HEAD       zstd frames as they are stored
 //	nar/<NarHash>.nar                       GET HEAD       the NAR itself
 //	nar/<file>                              GET HEAD PUT   a NAR under the name of its upload
+//	nar/<NarHash or file>/ls                GET HEAD       the listing of a NAR
 //	log/<derivation>                        GET HEAD PUT   small files, as uploaded
 //	debuginfo/<build ID>[.debug]            GET HEAD PUT
 //	realisations/<id>.doi                   GET HEAD PUT
@@ -62,8 +63,11 @@ type Config struct {
 	// That of NARs is the store's.
 	MaxNarInfo, MaxFile int64
 	// NarInfoCache and ListingCache bound, in bytes, what is remembered of rendered
-	// narinfos (default 32 MiB) and generated listings (default 8 MiB).
+	// narinfos (default 32 MiB) and generated listings (default 32 MiB). There is no listing
+	// of a NAR that would take more than ListingCache by itself.
 	NarInfoCache, ListingCache int64
+	// NarInfoMaxAge is how long caches on the way may keep a narinfo; default 60 s.
+	NarInfoMaxAge time.Duration
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
 	// of a body before it is dropped; default 60 s.
 	IdleTimeout time.Duration
@@ -98,7 +102,10 @@ func (c *Config) setDefaults() {
 		c.NarInfoCache = 32 << 20
 	}
 	if c.ListingCache == 0 {
-		c.ListingCache = 8 << 20
+		c.ListingCache = 32 << 20
+	}
+	if c.NarInfoMaxAge == 0 {
+		c.NarInfoMaxAge = time.Minute
 	}
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = time.Minute
@@ -135,11 +142,13 @@ type Gateway struct {
 	log      *slog.Logger
 
 	cacheInfo []byte
-	vouched   []narinfo.PublicKey                // whose signatures are the gateway's own
-	narInfos  *otter.Cache[string, *narInfoText] // by hash part
-	listings  *otter.Cache[string, []byte]       // by hash part
-	decoding  chan struct{}                      // slots for requests with a Content-Encoding
-	asking    chan struct{}                      // slots for queries of many paths
+	vouched   []narinfo.PublicKey // whose signatures are the gateway's own
+	cache     cacheControl
+	narInfos  *otter.Cache[string, *narInfoText]      // by hash part
+	listings  *otter.Cache[chunkstore.Hash, *listing] // by NarHash
+	decoding  chan struct{}                           // slots for requests with a Content-Encoding
+	asking    chan struct{}                           // slots for queries of many paths
+	listSlots chan struct{}                           // slots for making listings
 	served    counters
 	requests  *requestMetrics
 	metrics   http.Handler
@@ -153,7 +162,8 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 		store: store, storeDir: store.Repository().StoreDir, cfg: cfg, log: cfg.Log,
 		narInfos: newNarInfoCache(cfg.NarInfoCache), listings: newListingCache(cfg.ListingCache),
 		decoding: make(chan struct{}, maxDecoding),
-		asking:   make(chan struct{}, maxAsking),
+		asking:   make(chan struct{}, maxAsking), listSlots: make(chan struct{}, maxListings),
+		cache: newCacheControl(cfg.Access.Anyone.Has(access.Read), cfg.NarInfoMaxAge),
 	}
 	g.cacheInfo = g.makeCacheInfo()
 	g.vouched = cfg.vouched()
@@ -246,6 +256,8 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getNarInfo(w, r, res)
 	case kindListing:
 		return g.getListing(w, r, res)
+	case kindNARListing:
+		return g.getNARListing(w, r, res)
 	case kindNAR:
 		return g.getNAR(w, r, res)
 	case kindMetrics:

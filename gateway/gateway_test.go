@@ -191,7 +191,13 @@ func newFixture(t testing.TB, seed uint64, size int) *fixture {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{nar: buf.Bytes(), hash: sha256.Sum256(buf.Bytes())}
+	return fixtureOf(t, buf.Bytes())
+}
+
+// fixtureOf returns a NAR with a path of its own.
+func fixtureOf(t testing.TB, b []byte) *fixture {
+	t.Helper()
+	f := &fixture{nar: b, hash: sha256.Sum256(b)}
 	var err error
 	if f.path, err = narinfo.ParseBaseName(narinfo.EncodeNix32(f.hash[:20]) + "-test"); err != nil {
 		t.Fatal(err)

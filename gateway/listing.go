@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 
 	"github.com/maypok86/otter/v2"
 	"github.com/maypok86/otter/v2/stats"
@@ -15,11 +16,22 @@ import (
 	"github.com/dedupd/dedupd/nar"
 )
 
-func newListingCache(bytes int64) *otter.Cache[string, []byte] {
-	return otter.Must(&otter.Options[string, []byte]{
+// A listing says what is in a NAR.
+type listing struct {
+	root *nar.Node
+	// json returns it as it is served, or an error if that cannot be.
+	json func() (*text, error)
+}
+
+// maxListings is the number of listings that are made at a time.
+const maxListings = 2
+
+func newListingCache(bytes int64) *otter.Cache[chunkstore.Hash, *listing] {
+	return otter.Must(&otter.Options[chunkstore.Hash, *listing]{
 		StatsRecorder: stats.NewCounter(),
 		MaximumWeight: uint64(bytes),
-		Weigher:       func(_ string, b []byte) uint32 { return uint32(min(len(b), 1<<30)) + 200 },
+		// Its JSON takes about as much, and no more when it is encoded.
+		Weigher: func(_ chunkstore.Hash, l *listing) uint32 { return uint32(min(2*l.root.Memory(), 1<<30)) },
 	})
 }
 
@@ -32,40 +44,72 @@ func (g *Gateway) getListing(w *response, r *http.Request, res resource) error {
 	if !errors.Is(err, chunkstore.ErrNotFound) {
 		return err
 	}
-	ctx := context.WithoutCancel(r.Context()) // others may wait for the outcome
-	text, err := g.listings.Get(ctx, res.id, otter.LoaderFunc[string, []byte](g.makeListing))
+	info, err := g.store.NarInfo(r.Context(), res.id)
 	if err != nil {
 		return err
 	}
-	_, err = w.serve(r, &content{
-		size: int64(len(text)), etag: `"` + res.id + `-ls-1"`, typ: fileType(res.kind), cache: cacheHours,
-		write: func(_ context.Context, w io.Writer, off, n int64) error {
-			_, err := w.Write(text[off : off+n])
+	return g.serveListing(w, r, info.NarHash)
+}
+
+// getNARListing answers with a listing of the NAR at nar/<id>, or of that with the hash.
+// Nobody needs to have uploaded a narinfo.
+func (g *Gateway) getNARListing(w *response, r *http.Request, res resource) error {
+	hash, ok := parseHash(res.id)
+	if !ok {
+		n, _, err := g.namedNAR(r.Context(), "nar/"+res.id)
+		if err != nil {
 			return err
-		},
-	})
+		}
+		hash = n.hash
+	}
+	return g.serveListing(w, r, hash)
+}
+
+func (g *Gateway) serveListing(w *response, r *http.Request, hash chunkstore.Hash) error {
+	l, err := g.listing(r.Context(), hash)
+	if err != nil {
+		return err
+	}
+	t, err := l.json()
+	if errors.Is(err, nar.ErrNotUTF8) {
+		return refuse(http.StatusNotFound, "the path has file names that a listing cannot hold")
+	} else if err != nil {
+		return err
+	}
+	c := textContent(t, codedETag(hashETag(hash), "ls-1"), fileType(kindListing), g.cache.hours)
+	_, err = w.serve(r, c.choose(w.Header(), r))
 	return err
 }
 
-// makeListing makes the listing of the path with a hash part from its NAR.
-func (g *Gateway) makeListing(ctx context.Context, hashPart string) ([]byte, error) {
-	info, err := g.store.NarInfo(ctx, hashPart)
+// listing returns what is in a NAR.
+func (g *Gateway) listing(ctx context.Context, hash chunkstore.Hash) (*listing, error) {
+	// The NAR may have been found damaged since it was listed.
+	if _, err := g.narObject(ctx, hash); err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx) // others may wait for the outcome
+	return g.listings.Get(ctx, hash, otter.LoaderFunc[chunkstore.Hash, *listing](g.makeListing))
+}
+
+func (g *Gateway) makeListing(ctx context.Context, hash chunkstore.Hash) (*listing, error) {
+	if err := take(ctx, g.listSlots); err != nil {
+		return nil, err
+	}
+	defer func() { <-g.listSlots }()
+	o, err := g.narObject(ctx, hash)
 	if err != nil {
 		return nil, err
 	}
-	o, err := g.narObject(ctx, info.NarHash)
-	if err != nil {
-		return nil, err
+	l, err := nar.ListMax(&objectReader{ctx: ctx, object: o}, g.cfg.ListingCache)
+	if errors.Is(err, nar.ErrTooLarge) {
+		return nil, refuse(http.StatusNotFound, "the NAR has too many files to be listed here")
+	} else if err != nil {
+		return nil, fmt.Errorf("list the NAR %x: %w", hash, err)
 	}
-	l, err := nar.List(&objectReader{ctx: ctx, object: o})
-	if err != nil {
-		return nil, fmt.Errorf("list the NAR of %s: %w", info.StorePath, err)
-	}
-	text, err := l.MarshalJSON()
-	if errors.Is(err, nar.ErrNotUTF8) {
-		return nil, refuse(http.StatusNotFound, "the path has file names that a listing cannot hold")
-	}
-	return text, err
+	return &listing{l.Root, sync.OnceValues(func() (*text, error) {
+		b, err := l.MarshalJSON()
+		return newText(b), err
+	})}, nil
 }
 
 // An objectReader reads an object from its start, and over what is seeked it does not:

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -23,10 +22,9 @@ import (
 
 // A narInfoText is a narinfo as it is served.
 type narInfoText struct {
+	*text
 	name    string // of the store path
-	body    []byte
-	length  []string // the value of Content-Length, ready for a http.Header
-	damages uint64   // Store.DamageCount before it was rendered
+	damages uint64 // Store.DamageCount before it was rendered
 }
 
 // narInfoAge is how long a rendered narinfo is remembered.
@@ -36,16 +34,13 @@ func newNarInfoCache(bytes int64) *otter.Cache[string, *narInfoText] {
 	return otter.Must(&otter.Options[string, *narInfoText]{
 		StatsRecorder:    stats.NewCounter(),
 		MaximumWeight:    uint64(bytes),
-		Weigher:          func(_ string, t *narInfoText) uint32 { return uint32(len(t.body)) + 250 },
+		Weigher:          func(_ string, t *narInfoText) uint32 { return t.weight() },
 		ExpiryCalculator: otter.ExpiryWriting[string, *narInfoText](narInfoAge),
 	})
 }
 
-// Header values that are shared by all responses, since nothing changes them.
-var (
-	narInfoType  = []string{"text/x-nix-narinfo"}
-	narInfoCache = []string{cacheShort}
-)
+// narInfoType is shared by all responses, since nothing changes it.
+var narInfoType = []string{"text/x-nix-narinfo"}
 
 // getNarInfo answers by far the most requests: nothing that it does should allocate.
 func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
@@ -54,12 +49,13 @@ func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 		return err
 	}
 	h := w.Header()
-	h["Content-Type"], h["Cache-Control"], h["Content-Length"] = narInfoType, narInfoCache, text.length
+	body := text.choose(h, r)
+	h["Content-Type"], h["Cache-Control"], h["Content-Length"] = narInfoType, g.cache.narInfo, body.length
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	_, err = w.Write(text.body)
+	_, err = w.Write(body.body)
 	return err
 }
 
@@ -97,8 +93,7 @@ func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoT
 	info.FileHash = narinfo.Hash{}
 	info.FileSize = uint64(o.FrameSize())
 	g.signAgain(info)
-	body := info.Append(nil, g.storeDir)
-	return &narInfoText{info.StorePath.Name(), body, []string{strconv.Itoa(len(body))}, damages}, nil
+	return &narInfoText{newText(info.Append(nil, g.storeDir)), info.StorePath.Name(), damages}, nil
 }
 
 // putNarInfo publishes a path whose NAR has been uploaded.
@@ -137,7 +132,6 @@ func (g *Gateway) putNarInfo(w *response, r *http.Request, res resource) error {
 		return err
 	}
 	g.narInfos.Invalidate(res.id)
-	g.listings.Invalidate(res.id)
 	for _, key := range g.cfg.Keys {
 		g.log.Info("narinfo signed", "path", info.StorePath, "key", key.Name, "remote", r.RemoteAddr)
 	}

@@ -80,17 +80,39 @@ type content struct {
 	// the ones that an earlier response to the client may have begun with.
 	noRanges bool
 	write    func(ctx context.Context, w io.Writer, off, n int64) error
+
+	coding string // the Content-Encoding of the bytes, "" for none
+	// coded returns the content in one of the codings, or nil if it is not to be had in that.
+	coded   func(coding string) *content
+	codings []string // the best first
 }
 
-// Values of Cache-Control.
-const (
-	cacheNever   = "no-store"
-	cacheShort   = "public, max-age=60"
-	cacheForever = "public, max-age=31536000, immutable"
-)
+// cacheNever is the Cache-Control of what may be something else in a moment.
+const cacheNever = "no-store"
 
-// serve answers a GET or HEAD with c, or the range of it that is asked for. It returns
-// how many bytes of c it has written.
+// A cacheControl holds the values of Cache-Control of what is there. Where not everyone may
+// read, caches that are shared may not keep anything.
+type cacheControl struct {
+	forever string   // never changes
+	hours   string   // hardly ever
+	short   string   // may change
+	narInfo []string // that of narinfos, ready for a http.Header
+}
+
+func newCacheControl(public bool, narInfo time.Duration) cacheControl {
+	scope := "private"
+	if public {
+		scope = "public"
+	}
+	age := func(d time.Duration) string { return fmt.Sprintf("%s, max-age=%d", scope, d/time.Second) }
+	return cacheControl{
+		forever: age(365*24*time.Hour) + ", immutable", hours: age(time.Hour), short: age(time.Minute),
+		narInfo: []string{age(narInfo)},
+	}
+}
+
+// serve answers a GET or HEAD with c as it is, or the range of it that is asked for. It
+// returns how many bytes of c it has written.
 //
 // A Nix whose download breaks asks for the rest by "Range: bytes=N-" without If-Range,
 // if Accept-Ranges was there and Content-Encoding was not, and fails if it gets a 200.
@@ -113,7 +135,11 @@ func (w *response) serve(r *http.Request, c *content) (int64, error) {
 		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, c.size))
 		status = http.StatusPartialContent
 	}
-	h.Set("Accept-Ranges", "bytes")
+	if c.coding != "" {
+		h.Set("Content-Encoding", c.coding)
+	} else if !c.noRanges {
+		h.Set("Accept-Ranges", "bytes")
+	}
 	h.Set("Content-Type", c.typ)
 	h.Set("Content-Length", strconv.FormatInt(n, 10))
 	if r.Method == http.MethodHead || n == 0 {

@@ -22,7 +22,8 @@ const (
 	kindRealisation
 	kindMissing
 
-	// What is not of the cache itself can only be read.
+	// What follows can only be read.
+	kindNARListing
 	kindMetrics
 	kindHealth
 	kindReady
@@ -32,7 +33,7 @@ const (
 
 // kindNames are what metrics and the access log call the kinds.
 var kindNames = [numKinds]string{
-	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "metrics", "health", "ready", "profile",
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "metrics", "health", "ready", "profile",
 }
 
 // allows says whether URLs of the kind have a method.
@@ -82,6 +83,9 @@ func parsePath(path string) (resource, bool) {
 		return resource{kind: kindMissing, name: name}, rest == "v1/missing"
 	case "nar":
 		res.kind = kindNAR
+		if file, ok := strings.CutSuffix(rest, "/ls"); ok {
+			res.kind, res.id, rest = kindNARListing, file, file
+		}
 	case "log":
 		res.kind = kindLog
 	case "debuginfo":

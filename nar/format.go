@@ -54,6 +54,9 @@ var (
 	// the source stays what it is.
 	ErrFormat = errors.New("malformed NAR")
 
+	// ErrTooLarge says that a listing would take more memory than it may.
+	ErrTooLarge = errors.New("too many files")
+
 	// ErrNotUTF8 says that a name or target has no JSON representation.
 	ErrNotUTF8 = errors.New("not UTF-8")
 )

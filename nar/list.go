@@ -3,6 +3,8 @@ package nar
 import (
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -30,9 +32,34 @@ type Entry struct {
 	Node *Node
 }
 
+// nodeSize is about what a Node and its Entry take, in bytes, without name and target.
+const nodeSize = 150
+
+// Memory is about how many bytes the node takes, with all below it.
+func (n *Node) Memory() int64 {
+	size := int64(nodeSize + len(n.Target))
+	for _, e := range n.Entries {
+		size += int64(len(e.Name)) + e.Node.Memory()
+	}
+	return size
+}
+
+// Lookup returns the entry of a Directory with a name, nil if there is none.
+func (n *Node) Lookup(name string) *Node {
+	i, ok := slices.BinarySearchFunc(n.Entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
+	if !ok {
+		return nil
+	}
+	return n.Entries[i].Node
+}
+
 // List reads a whole NAR and returns its listing. Its memory grows with the
 // number of files. Errors are those of [Reader].
-func List(src io.Reader) (*Listing, error) {
+func List(src io.Reader) (*Listing, error) { return ListMax(src, math.MaxInt64) }
+
+// ListMax is List for a listing of about max bytes of memory at most, see [Node.Memory]. If it
+// would be larger the error is [ErrTooLarge].
+func ListMax(src io.Reader, max int64) (*Listing, error) {
 	type dir struct {
 		path string
 		node *Node
@@ -50,6 +77,10 @@ func List(src io.Reader) (*Listing, error) {
 		if err != nil {
 			return nil, err
 		}
+		name := h.Path[strings.LastIndexByte(h.Path, '/')+1:]
+		if max -= int64(nodeSize + len(name) + len(h.Target)); max < 0 {
+			return nil, fmt.Errorf("nar: list: %w", ErrTooLarge)
+		}
 		n := &Node{Type: h.Type}
 		switch h.Type {
 		case Regular:
@@ -60,12 +91,12 @@ func List(src io.Reader) (*Listing, error) {
 		if root == nil {
 			root = n
 		} else {
-			i := strings.LastIndexByte(h.Path, '/')
-			for open[len(open)-1].path != h.Path[:max(i, 0)] {
+			parentPath := strings.TrimSuffix(h.Path[:len(h.Path)-len(name)], "/")
+			for open[len(open)-1].path != parentPath {
 				open = open[:len(open)-1]
 			}
 			parent := open[len(open)-1].node
-			parent.Entries = append(parent.Entries, Entry{Name: h.Path[i+1:], Node: n})
+			parent.Entries = append(parent.Entries, Entry{Name: strings.Clone(name), Node: n}) // h.Path is longer
 		}
 		if h.Type == Directory {
 			open = append(open, dir{h.Path, n})

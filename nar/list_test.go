@@ -82,3 +82,33 @@ func TestListTruncated(t *testing.T) {
 	_, err := nar.List(bytes.NewReader(data[:len(data)-1]))
 	wantError(t, err, io.ErrUnexpectedEOF)
 }
+
+func TestListMax(t *testing.T) {
+	data := listed.bytes(t)
+	whole, err := nar.List(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := whole.Root.Memory()
+	if _, err := nar.ListMax(bytes.NewReader(data), size); err != nil {
+		t.Errorf("list in %d bytes: %v", size, err)
+	}
+	if _, err := nar.ListMax(bytes.NewReader(data), size-1); !errors.Is(err, nar.ErrTooLarge) {
+		t.Errorf("list in %d bytes: got error %v, want ErrTooLarge", size-1, err)
+	}
+}
+
+func TestLookup(t *testing.T) {
+	listing, err := nar.List(bytes.NewReader(listed.bytes(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range listing.Root.Entries {
+		if got := listing.Root.Lookup(e.Name); got != e.Node {
+			t.Errorf("look up %q: got %+v", e.Name, got)
+		}
+		if got := listing.Root.Lookup(e.Name + "\x00"); got != nil {
+			t.Errorf("look up what is not there: got %+v", got)
+		}
+	}
+}

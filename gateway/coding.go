@@ -1,0 +1,243 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/dedupd/dedupd/chunkstore"
+)
+
+// What is not compressed by itself can go out with a Content-Encoding, to clients that
+// list it in Accept-Encoding: Nix up to 2.13 sends no such header, and 2.34 decodes
+// less than it used to. There is never a Content-Encoding
+//
+//   - of "identity", which Nix up to 2.30 dies of;
+//   - on zstd frames, which Nix up to 2.33 would decode once only;
+//   - together with Accept-Ranges, since Nix then goes on where it has lost the
+//     connection, and some count bytes before decoding and some after. A request for a
+//     range gets it of the bytes as they are.
+const (
+	codingZstd = "zstd"
+	codingGzip = "gzip"
+
+	// minCoded is the size in bytes of the least text that is encoded. What is smaller
+	// fits into a packet as it is.
+	minCoded = 1 << 10
+	// codedWindow is the zstd window, at most 8 MiB (RFC 9659).
+	codedWindow = 1 << 20
+)
+
+// The codings that are offered, the best first: where something is stored as zstd frames
+// only these, which cost nothing.
+var (
+	frameCodings = []string{codingZstd}
+	textCodings  = []string{codingZstd, codingGzip}
+)
+
+// preferredCoding returns the one of the offered codings that the values of an
+// Accept-Encoding header prefer, and "" for none. "*" counts for nothing: the client has
+// to name what it can decode. (RFC 9110, section 12.5.3.)
+func preferredCoding(header, offered []string) string {
+	best, most := "", quality(header, "identity")
+	for _, coding := range offered {
+		if q := quality(header, coding); q > most || q == most && q > 0 && best == "" {
+			best, most = coding, q
+		}
+	}
+	return best
+}
+
+// quality returns how much the values of an Accept-Encoding header want a coding, in
+// thousandths, and 0 if they do not want it.
+func quality(header []string, coding string) int {
+	for _, value := range header {
+		for item := range strings.SplitSeq(value, ",") {
+			name, weight, weighted := strings.Cut(item, ";")
+			if !strings.EqualFold(strings.TrimSpace(name), coding) {
+				continue
+			}
+			if !weighted {
+				return 1000
+			}
+			return parseQuality(strings.TrimSpace(weight))
+		}
+	}
+	return 0
+}
+
+// parseQuality parses "q=0.123". What is malformed is 0.
+func parseQuality(s string) int {
+	if len(s) < 3 || len(s) > len("q=0.000") || s[0]|0x20 != 'q' || s[1] != '=' || len(s) > 3 && s[3] != '.' {
+		return 0
+	}
+	q := 0
+	for i := range len("0.000") {
+		switch {
+		case i == 1:
+		case i+2 >= len(s):
+			q *= 10
+		case s[i+2] < '0' || s[i+2] > '9':
+			return 0
+		default:
+			q = q*10 + int(s[i+2]-'0')
+		}
+	}
+	if q > 1000 {
+		return 0
+	}
+	return q
+}
+
+// A text is a body that is in memory. It is encoded once, when the first client wants it.
+type text struct {
+	plain, zstd, gzip codedText
+}
+
+// A codedText is a text in one coding. The values of headers are ready for a http.Header.
+type codedText struct {
+	once           sync.Once
+	body           []byte // nil if it would be no shorter than the text
+	coding, length []string
+}
+
+func newText(b []byte) *text {
+	return &text{plain: codedText{body: b, length: []string{strconv.Itoa(len(b))}}}
+}
+
+// weight is about how many bytes of memory the text takes.
+func (t *text) weight() uint32 { return uint32(min(2*len(t.plain.body)+300, 1<<30)) }
+
+// choose returns the form of the text in which r is answered, and sets the headers that say so.
+func (t *text) choose(h http.Header, r *http.Request) *codedText {
+	if len(t.plain.body) < minCoded {
+		return &t.plain
+	}
+	h["Vary"] = varyCoding
+	if r.Header["Range"] == nil {
+		if c := t.as(preferredCoding(r.Header["Accept-Encoding"], textCodings)); c != nil {
+			h["Content-Encoding"] = c.coding
+			return c
+		}
+	}
+	return &t.plain
+}
+
+// as returns the text in a coding, or nil if it is not to be had in that.
+func (t *text) as(coding string) *codedText {
+	var c *codedText
+	switch coding {
+	case codingZstd:
+		c = &t.zstd
+	case codingGzip:
+		c = &t.gzip
+	default:
+		return nil
+	}
+	c.once.Do(func() {
+		if b := encodeText(coding, t.plain.body); len(b) < len(t.plain.body) {
+			c.body, c.coding, c.length = b, []string{coding}, []string{strconv.Itoa(len(b))}
+		}
+	})
+	if c.body == nil {
+		return nil
+	}
+	return c
+}
+
+// textEncoder is shared: it has some megabytes of memory.
+var textEncoder = sync.OnceValue(func() *zstd.Encoder {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithWindowSize(codedWindow), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		panic(err) // of the options
+	}
+	return e
+})
+
+func encodeText(coding string, b []byte) []byte {
+	if coding == codingZstd {
+		return textEncoder().EncodeAll(b, nil)
+	}
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Write(b) // fails where buf does: never
+	w.Close()
+	return buf.Bytes()
+}
+
+// varyCoding is the value of Vary where there is a choice of codings.
+var varyCoding = []string{"Accept-Encoding"}
+
+// choose returns the form of c in which r is answered, and sets Vary if r has made a
+// difference.
+func (c *content) choose(h http.Header, r *http.Request) *content {
+	if c.coded == nil {
+		return c
+	}
+	h["Vary"] = varyCoding
+	if r.Header["Range"] != nil {
+		return c
+	}
+	if coding := preferredCoding(r.Header["Accept-Encoding"], c.codings); coding != "" {
+		if coded := c.coded(coding); coded != nil {
+			return coded
+		}
+	}
+	return c
+}
+
+// textContent is a text at a URL.
+func textContent(t *text, etag, typ, cache string) *content {
+	c := &content{
+		size: int64(len(t.plain.body)), etag: etag, typ: typ, cache: cache,
+		write: writeBytes(t.plain.body),
+	}
+	if len(t.plain.body) < minCoded {
+		return c
+	}
+	c.codings = textCodings
+	c.coded = func(coding string) *content {
+		b := t.as(coding)
+		if b == nil {
+			return nil
+		}
+		return &content{
+			size: int64(len(b.body)), etag: codedETag(etag, coding), typ: typ, cache: cache,
+			write: writeBytes(b.body), coding: coding,
+		}
+	}
+	return c
+}
+
+// offerFrames offers c, which is all of o, as the zstd frames that the store has of it.
+func (c *content) offerFrames(o *chunkstore.Object) {
+	c.codings = frameCodings
+	c.coded = func(coding string) *content {
+		if o.FrameSize() >= o.Size() {
+			return nil
+		}
+		coded := *c
+		coded.size, coded.write = o.FrameSize(), o.WriteFrames
+		coded.coding, coded.etag = coding, codedETag(c.etag, o.Layout()+"-"+coding)
+		return &coded
+	}
+}
+
+// codedETag returns the entity tag of what etag is of in a coding.
+func codedETag(etag, coding string) string {
+	return strings.TrimSuffix(etag, `"`) + "-" + coding + `"`
+}
+
+func writeBytes(b []byte) func(ctx context.Context, w io.Writer, off, n int64) error {
+	return func(_ context.Context, w io.Writer, off, n int64) error {
+		_, err := w.Write(b[off : off+n])
+		return err
+	}
+}

@@ -31,9 +31,10 @@ func (g *Gateway) rightFor(method string, res resource) access.Rights {
 // authorize returns nil if the sender of r may ask for this, and remembers in w who that
 // is. All that a refused request gets is the same for every URL that needs the same right.
 func (g *Gateway) authorize(w *response, r *http.Request, res resource) error {
-	who, err := g.cfg.Access.Allow(r, g.rightFor(r.Method, res))
+	need := g.rightFor(r.Method, res)
+	who, err := g.cfg.Access.Allow(r, need)
 	if err == nil {
-		w.who = who
+		w.who, w.private = who, !g.cfg.Access.Anyone.Has(need)
 		return nil
 	}
 	if r.ContentLength != 0 && r.ProtoMajor == 1 {

@@ -32,17 +32,23 @@ func TestTooLarge(t *testing.T) {
 	c.Close()
 	s.want(404, "GET", "/"+name, nil)
 
-	var b bytes.Buffer
-	w := nar.NewWriter(&b)
-	zeros := make([]byte, 10<<20)
-	if err := errors.Join(w.WriteHeader(&nar.Header{Type: nar.Regular, Size: int64(len(zeros))}), write(w, zeros), w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	bomb := zstdEncode(t, b.Bytes())
+	zeros := zeroNAR(t, 10<<20)
+	bomb := zstdEncode(t, zeros)
 	s.want(413, "PUT", "/"+fileName(bomb, ".zst"), bomb)
-	if _, err := s.store.Object(t.Context(), sha256.Sum256(b.Bytes())); !errors.Is(err, chunkstore.ErrNotFound) {
+	if _, err := s.store.Object(t.Context(), sha256.Sum256(zeros)); !errors.Is(err, chunkstore.ErrNotFound) {
 		t.Errorf("something stayed of a NAR that was refused: %v", err)
 	}
+}
+
+// zeroNAR returns the NAR of a file of size zeros.
+func zeroNAR(t *testing.T, size int) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := nar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&nar.Header{Type: nar.Regular, Size: int64(size)}), write(w, make([]byte, size)), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 func write(w io.Writer, b []byte) error {

@@ -46,34 +46,35 @@ var (
 // Accept-Encoding header prefer, and "" for none. "*" counts for nothing: the client has
 // to name what it can decode. (RFC 9110, section 12.5.3.)
 func preferredCoding(header, offered []string) string {
-	best, most := "", quality(header, "identity")
-	for _, coding := range offered {
-		if q := quality(header, coding); q > most || q == most && q > 0 && best == "" {
-			best, most = coding, q
-		}
-	}
-	return best
-}
-
-// quality returns how much the values of an Accept-Encoding header want a coding, in
-// thousandths, and 0 if they do not want it.
-func quality(header []string, coding string) int {
+	best, most, identity := len(offered), 0, 0
 	for _, value := range header {
-		for item := range strings.SplitSeq(value, ",") {
+		for rest, more := value, true; more; {
+			var item string
+			item, rest, more = strings.Cut(rest, ",")
 			name, weight, weighted := strings.Cut(item, ";")
-			if !strings.EqualFold(strings.TrimSpace(name), coding) {
+			name = strings.TrimSpace(name)
+			q := 1000
+			if weighted {
+				q = parseQuality(strings.TrimSpace(weight))
+			}
+			if strings.EqualFold(name, "identity") {
+				identity = q
 				continue
 			}
-			if !weighted {
-				return 1000
+			for i, coding := range offered {
+				if strings.EqualFold(name, coding) && q > 0 && (q > most || q == most && i < best) {
+					best, most = i, q
+				}
 			}
-			return parseQuality(strings.TrimSpace(weight))
 		}
 	}
-	return 0
+	if best == len(offered) || identity > most {
+		return ""
+	}
+	return offered[best]
 }
 
-// parseQuality parses "q=0.123". What is malformed is 0.
+// parseQuality returns the thousandths of "q=0.123". What is malformed is 0: unwanted.
 func parseQuality(s string) int {
 	if len(s) < 3 || len(s) > len("q=0.000") || s[0]|0x20 != 'q' || s[1] != '=' || len(s) > 3 && s[3] != '.' {
 		return 0

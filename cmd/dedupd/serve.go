@@ -85,7 +85,8 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	}()
 	g := gateway.New(store, gateway.Config{
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
-		Priority: s.Priority, NoMassQuery: !s.MassQuery, MaxFile: int64(s.MaxFile),
+		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
+		MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})

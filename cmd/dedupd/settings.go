@@ -49,6 +49,8 @@ type Settings struct {
 	Priority  int  `toml:"priority" help:"what clients sort caches by, lowest first; cache.nixos.org has 40"`
 	MassQuery bool `toml:"mass-query" help:"tell clients that they may ask for many paths at once"`
 
+	NarInfoMaxAge Duration `toml:"narinfo-max-age" help:"how long proxies and CDNs may keep a narinfo, where everyone may read; a path that was damaged and is not there any more is seen that late"`
+
 	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
 	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
 	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
@@ -78,7 +80,8 @@ type Settings struct {
 func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
-		PackSize: 32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
+		NarInfoMaxAge: Duration(60e9),
+		PackSize:      32 << 20, FlushInterval: Duration(30e9), Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
 		MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
@@ -127,6 +130,7 @@ func (s *Settings) validate() error {
 	}
 	need(s.Splitter == "" || s.Splitter == "rabin" || s.Splitter == "fastcdc", "splitter is %q, not rabin or fastcdc", s.Splitter)
 	need(s.Priority > 0, "priority is %d, not above 0", s.Priority)
+	need(s.NarInfoMaxAge >= Duration(1e9), "narinfo-max-age is below 1s")
 	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
 	need(s.FlushInterval > 0, "flush-interval is not above 0")
 	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)

@@ -19,6 +19,7 @@ const module = "github.com/dedupd/dedupd"
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
 	{"gateway", "migrate", "push"},
+	{"pull"},
 	{"metrics"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream"},

@@ -112,14 +112,18 @@ func (a *admission) end() {
 	a.slots.Release(1)
 }
 
+// Obstacle says why a NAR would have to wait now before it is taken in, nil if it would
+// not. The error wraps ErrNoSpace if the disk is full.
+func (s *Store) Obstacle() error { return s.uploads.obstacle() }
+
 // obstacle says what waitForSpool or waitForDisk would wait for, nil for nothing.
 func (a *admission) obstacle() error {
-	if bytes, _ := a.spool.backlog(); bytes > a.limits.SpoolSize {
-		return fmt.Errorf("uploads wait for the bucket: the spool has %d bytes, its limit is %d", bytes, a.limits.SpoolSize)
-	}
 	free, err := a.free()
 	if err == nil && free < a.limits.MinFree {
 		err = fmt.Errorf("%w: %d bytes are free, uploads need %d", ErrNoSpace, free, a.limits.MinFree)
+	}
+	if bytes, _ := a.spool.backlog(); err == nil && bytes > a.limits.SpoolSize {
+		err = fmt.Errorf("uploads wait for the bucket: the spool has %d bytes, its limit is %d", bytes, a.limits.SpoolSize)
 	}
 	return err
 }

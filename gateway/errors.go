@@ -15,6 +15,7 @@ import (
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/packfile"
+	"github.com/dedupd/dedupd/pull"
 )
 
 // A refusal is an error that has its own status code, and a message for the client.
@@ -117,6 +118,9 @@ func message(err error, code int) string {
 	case http.StatusNotFound, http.StatusInternalServerError, http.StatusServiceUnavailable:
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
 			return refused.Error()
+		}
+		if errors.Is(err, pull.ErrFailed) {
+			return pull.ErrFailed.Error()
 		}
 		return strings.ToLower(http.StatusText(code))
 	case http.StatusInsufficientStorage:

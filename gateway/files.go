@@ -21,7 +21,9 @@ func fileType(k kind) string {
 // getFile answers with a small file as it was uploaded.
 func (g *Gateway) getFile(w *response, r *http.Request, res resource) error {
 	f, err := g.store.File(r.Context(), res.name)
-	if err != nil {
+	if errors.Is(err, chunkstore.ErrNotFound) {
+		return g.getUpstreamFile(w, r, res, err)
+	} else if err != nil {
 		return err
 	}
 	return g.serveFile(w, r, res, f)

@@ -36,6 +36,8 @@ import (
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/pull"
+	"github.com/dedupd/dedupd/upstream"
 )
 
 // Config are the settings of a gateway. Zero values mean the defaults.
@@ -68,6 +70,8 @@ type Config struct {
 	NarInfoCache, ListingCache int64
 	// NarInfoMaxAge is how long caches on the way may keep a narinfo; default 60 s.
 	NarInfoMaxAge time.Duration
+	// Pull gets from upstreams what the store lacks, for whoever may read; nil for nothing.
+	Pull *pull.Puller
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
 	// of a body before it is dropped; default 60 s.
 	IdleTimeout time.Duration
@@ -217,6 +221,9 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	}
 	if !ok {
 		return refuse(http.StatusNotFound, "a binary cache has nothing at this URL")
+	}
+	if via := r.Header["Via"]; g.cfg.Pull != nil && via != nil {
+		r = r.WithContext(upstream.WithVia(r.Context(), via...))
 	}
 	w.kind = res.kind
 	if !res.kind.allows(r.Method) {

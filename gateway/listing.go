@@ -44,6 +44,15 @@ func (g *Gateway) getListing(w *response, r *http.Request, res resource) error {
 	if !errors.Is(err, chunkstore.ErrNotFound) {
 		return err
 	}
+	err = g.getMadeListing(w, r, res)
+	if absent(err) && w.status == 0 {
+		return g.getUpstreamFile(w, r, res, err)
+	}
+	return err
+}
+
+// getMadeListing answers with a listing that is made from the NAR of a path.
+func (g *Gateway) getMadeListing(w *response, r *http.Request, res resource) error {
 	info, err := g.store.NarInfo(r.Context(), res.id)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/packfile"
+	"github.com/dedupd/dedupd/pull"
 )
 
 // A narInfoText is a narinfo as it is served.
@@ -68,8 +69,21 @@ func (g *Gateway) narInfo(ctx context.Context, hashPart string) (*narInfoText, e
 		// Its NAR may be what was damaged. A client that is told of it does not upload it.
 		g.narInfos.Invalidate(hashPart)
 	}
+	if pull.Forwarded(ctx) {
+		// Gateways do not wait for each other's clients, who may wait for them.
+		return g.loadNarInfo(ctx, hashPart)
+	}
 	// Others may wait for the outcome, so that it must not depend on this client.
-	return g.narInfos.Get(context.WithoutCancel(ctx), hashPart, otter.LoaderFunc[string, *narInfoText](g.renderNarInfo))
+	return g.narInfos.Get(context.WithoutCancel(ctx), hashPart, otter.LoaderFunc[string, *narInfoText](g.loadNarInfo))
+}
+
+// loadNarInfo makes the narinfo of a path that is here or upstream.
+func (g *Gateway) loadNarInfo(ctx context.Context, hashPart string) (*narInfoText, error) {
+	text, err := g.renderNarInfo(ctx, hashPart)
+	if p := g.puller(ctx); p != nil && absent(err) {
+		return g.pullNarInfo(ctx, p, hashPart)
+	}
+	return text, err
 }
 
 // renderNarInfo makes the narinfo of a path as it is served: with the URL of its NAR as
@@ -93,7 +107,11 @@ func (g *Gateway) renderNarInfo(ctx context.Context, hashPart string) (*narInfoT
 	info.FileHash = narinfo.Hash{}
 	info.FileSize = uint64(o.FrameSize())
 	g.signAgain(info)
-	return &narInfoText{newText(info.Append(nil, g.storeDir)), info.StorePath.Name(), damages}, nil
+	return g.narInfoText(info, damages), nil
+}
+
+func (g *Gateway) narInfoText(info *narinfo.NarInfo, damages uint64) *narInfoText {
+	return &narInfoText{newText(info.Append(nil, g.storeDir)), info.StorePath.Name(), damages}
 }
 
 // putNarInfo publishes a path whose NAR has been uploaded.
@@ -145,6 +163,13 @@ func (g *Gateway) checkFile(r *http.Request, info *narinfo.NarInfo) error {
 		return refuse(http.StatusBadRequest, "URL %q: %w", info.URL, err)
 	}
 	nar, comp, err := g.namedNAR(r.Context(), name)
+	if p := g.puller(r.Context()); p != nil && absent(err) {
+		// The client was told that it is here, and did not upload it.
+		if err := p.Ingest(r.Context(), strings.TrimPrefix(name, "nar/")); err != nil && !absent(err) {
+			return err
+		}
+		nar, comp, err = g.namedNAR(r.Context(), name)
+	}
 	switch {
 	case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt):
 		return refuse(http.StatusBadRequest, "there is no NAR at %s; PUT it before its narinfo", name)

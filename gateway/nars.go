@@ -117,6 +117,17 @@ func (g *Gateway) narObject(ctx context.Context, hash chunkstore.Hash) (*chunkst
 }
 
 func (g *Gateway) getNAR(w *response, r *http.Request, res resource) error {
+	if running, err := g.getRunning(w, r, res); running {
+		return err
+	}
+	err := g.getStoredNAR(w, r, res)
+	if absent(err) && w.status == 0 {
+		return g.getUpstreamNAR(w, r, res, err)
+	}
+	return err
+}
+
+func (g *Gateway) getStoredNAR(w *response, r *http.Request, res resource) error {
 	if hash, layout, ok := parseFramesName(res.id); ok {
 		o, err := g.narObject(r.Context(), hash)
 		if err != nil {
@@ -144,6 +155,7 @@ func (g *Gateway) getNAR(w *response, r *http.Request, res resource) error {
 	if err != nil {
 		return err
 	}
+	c.noRanges = g.cfg.Pull != nil && g.cfg.Pull.Gone(res.id)
 	return g.serveNAR(w, r, c.choose(w.Header(), r), o.Size())
 }
 

@@ -179,6 +179,14 @@ func (b *body) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Flush sends what was written, if anything was.
+func (b *body) Flush() error {
+	if b.w.status == 0 {
+		return nil
+	}
+	return http.NewResponseController(b.w).Flush()
+}
+
 // A byteRange is the one range of a Range header: from first to last, or, if first is
 // negative, the last bytes.
 type byteRange struct {

@@ -65,7 +65,7 @@ func (p *Puller) Running(ctx context.Context, file string) (*NAR, error) {
 }
 
 // Head is NAR without fetching anything: of what a narinfo has told already.
-func (p *Puller) Head(file string) (*NAR, error) {
+func (p *Puller) Head(_ context.Context, file string) (*NAR, error) {
 	t, ok := p.files.GetIfPresent(file)
 	if !ok {
 		return nil, fmt.Errorf("NAR %s: %w", file, chunkstore.ErrNotFound)

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -143,6 +144,15 @@ func NewVia() string { return viaPrefix + rand.Text()[:8] }
 
 // viaPrefix is how it begins, by RFC 9110, section 7.6.3.
 const viaPrefix = "1.1 dedupd-"
+
+// Sent says whether ctx is that of a request on behalf of one by this Puller, as
+// upstream.WithVia tells.
+func (p *Puller) Sent(ctx context.Context) bool {
+	return p.cfg.Via != "" && strings.Contains(upstream.Via(ctx), p.cfg.Via)
+}
+
+// Forwarded says whether ctx is that of a request on behalf of one by any Puller.
+func Forwarded(ctx context.Context) bool { return strings.Contains(upstream.Via(ctx), viaPrefix) }
 
 // first puts a question about name to one upstream after another, until one answers it.
 func (p *Puller) first(ctx context.Context, name string, question func(*source) error) error {

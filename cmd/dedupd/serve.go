@@ -83,10 +83,18 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		err = errors.Join(err, store.Close(ctx))
 		log.Info("stopped")
 	}()
+	puller, err := s.openPuller(store, log)
+	if err != nil {
+		return err
+	}
+	if puller != nil {
+		defer puller.Close()
+	}
 	g := gateway.New(store, gateway.Config{
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
+		Pull:           puller,
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})

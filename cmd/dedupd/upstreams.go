@@ -1,13 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/jdx/go-netrc"
+
+	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/pull"
+	"github.com/dedupd/dedupd/upstream"
 )
 
 // An Upstream is one [[upstream]] of the settings file: a place to look for what the
@@ -86,4 +96,77 @@ func validateURL(text string) error {
 		return nil
 	}
 	return fmt.Errorf("url %q is not http://…, https://… or file:///directory", text)
+}
+
+// openPuller returns what gets from the upstreams what the store lacks, or nil if there are
+// none. The caller closes it.
+func (s *Settings) openPuller(store *chunkstore.Store, log *slog.Logger) (*pull.Puller, error) {
+	if len(s.Upstreams) == 0 {
+		return nil, nil
+	}
+	cfg := pull.Config{
+		Dir: filepath.Join(s.State, "pulled"), MaxPulls: s.MaxPulls, Cache: int64(s.PullCache), Via: pull.NewVia(), Log: log,
+	}
+	upstreams := slices.Clone(s.Upstreams)
+	slices.SortStableFunc(upstreams, func(a, b Upstream) int { return cmp.Compare(a.Priority, b.Priority) })
+	for _, u := range upstreams {
+		source, err := u.source(store.Repository().StoreDir, cfg.Via)
+		if err != nil {
+			return nil, fmt.Errorf("upstream %s: %w", u.name(), err)
+		}
+		up := pull.Upstream{
+			Source: source, Keep: u.keep(), NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
+		}
+		for _, text := range u.PublicKeys {
+			key, err := narinfo.ParsePublicKey(text)
+			if err != nil {
+				return nil, err
+			}
+			up.Keys = append(up.Keys, key)
+		}
+		cfg.Upstreams = append(cfg.Upstreams, up)
+	}
+	return pull.New(store, cfg)
+}
+
+// source returns what the upstream is read through.
+func (u *Upstream) source(storeDir, via string) (upstream.Source, error) {
+	if u.Store != "" {
+		return nil, errors.ErrUnsupported
+	}
+	parsed, err := url.Parse(u.URL)
+	if err != nil {
+		return nil, err
+	}
+	if parsed.Scheme == "file" {
+		return upstream.NewDir(parsed.Path, storeDir), nil
+	}
+	user, password, err := u.credentials(parsed.Hostname())
+	if err != nil {
+		return nil, err
+	}
+	return upstream.NewHTTP(upstream.HTTPConfig{
+		URL: u.URL, StoreDir: storeDir, User: user, Password: password,
+		Timeout: time.Duration(u.Timeout), IdleTimeout: time.Duration(u.IdleTimeout), Via: via,
+	})
+}
+
+// credentials returns the user name and password for host, "" for none.
+func (u *Upstream) credentials(host string) (user, password string, err error) {
+	switch {
+	case u.PasswordFile != "":
+		text, err := os.ReadFile(u.PasswordFile)
+		return u.User, strings.TrimRight(string(text), "\r\n"), err
+	case u.NetrcFile != "":
+		file, err := netrc.Parse(u.NetrcFile)
+		if err != nil {
+			return "", "", fmt.Errorf("read %s: %w", u.NetrcFile, err)
+		}
+		machine := file.Machine(host)
+		if machine == nil {
+			return "", "", fmt.Errorf("%s has nothing for %s", u.NetrcFile, host)
+		}
+		return machine.Get("login"), machine.Get("password"), nil
+	}
+	return "", "", nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/nar"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/pull"
 )
 
 const storeDir = "/nix/store"
@@ -39,7 +40,9 @@ type server struct {
 	log     *logBuffer
 	client  *http.Client
 	stop    func() // ends Serve and waits for it
+	close   func() // does the same, checks the store, and closes it
 	damaged bool   // the store cannot be checked when the test ends
+	pull    *pull.Puller
 }
 
 // start starts a server. When the test ends, it is stopped and its store checked.
@@ -51,7 +54,14 @@ func start(t testing.TB, change ...func(*gateway.Config)) *server {
 // startLimited starts a server whose store has limits.
 func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gateway.Config)) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir(), log: &logBuffer{}, client: &http.Client{Transport: &http.Transport{
+	return startPulling(t, t.TempDir(), limits, nil, change...)
+}
+
+// startPulling starts a server in a directory, which may be that of one before it, with
+// upstreams, if there are any.
+func startPulling(t testing.TB, dir string, limits chunkstore.Limits, upstreams *pull.Config, change ...func(*gateway.Config)) *server {
+	t.Helper()
+	s := &server{t: t, dir: dir, log: &logBuffer{}, client: &http.Client{Transport: &http.Transport{
 		DisableCompression: true, ExpectContinueTimeout: 5 * time.Second,
 	}}}
 	b, err := bucket.Open(t.Context(), "file://"+filepath.Join(s.dir, "bucket"))
@@ -66,6 +76,13 @@ func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gatewa
 		t.Fatal(err)
 	}
 	cfg := gateway.Config{Log: log, AccessLog: true}
+	if upstreams != nil {
+		upstreams.Dir, upstreams.Log = filepath.Join(s.dir, "state", "pulled"), log
+		if s.pull, err = pull.New(s.store, *upstreams); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Pull = s.pull
+	}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -85,8 +102,11 @@ func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gatewa
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}
+		if s.pull != nil {
+			s.pull.Close()
+		}
 	})
-	t.Cleanup(func() {
+	s.close = sync.OnceFunc(func() {
 		s.stop()
 		if !s.damaged {
 			s.check()
@@ -94,6 +114,9 @@ func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gatewa
 		if err := s.store.Close(context.WithoutCancel(t.Context())); err != nil {
 			t.Errorf("close: %v", err)
 		}
+	})
+	t.Cleanup(func() {
+		s.close()
 		if t.Failed() {
 			t.Logf("log:\n%s", s.log)
 		}

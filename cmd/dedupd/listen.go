@@ -32,9 +32,9 @@ func listen(ctx context.Context, addrs List) (listeners []net.Listener, err erro
 	}()
 	for _, addr := range addrs {
 		var l net.Listener
-		switch path, mode, err := socketAddr(addr); {
-		case err != nil:
-			return listeners, err
+		switch path, mode, malformed := socketAddr(addr); {
+		case malformed != nil:
+			return listeners, malformed
 		case addr == "systemd":
 			passed, err := activated()
 			listeners = append(listeners, passed...)

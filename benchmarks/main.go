@@ -59,6 +59,7 @@ var benchmarks = []struct {
 	{"rebuild", "making the index of ten million chunks from packs", rebuild},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
+	{"dump", "NARs out of a Nix store, against nix-store --dump", dumps},
 	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
 }
 
@@ -137,7 +138,7 @@ func runOne(ctx context.Context, s settings, name, flags string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-		if b.dedupd == "" && name != "index" && name != "rebuild" {
+		if b.dedupd == "" && name != "index" && name != "rebuild" && name != "dump" {
 			if b.dedupd, err = buildServer(ctx, b.work); err != nil {
 				return err
 			}

@@ -40,6 +40,12 @@ type dumper struct {
 	buf   []byte
 }
 
+// Dump writes the NAR of the file at path, in a store or not, to w.
+func Dump(ctx context.Context, w io.Writer, path string) error {
+	_, err := dump(ctx, w, path, 0)
+	return err
+}
+
 // dump writes the NAR of the file at path to w, with zeros for the contents of files that
 // end before the offset from. It returns the depth of the tree, the root being level 0.
 func dump(ctx context.Context, w io.Writer, path string, from int64) (depth int, err error) {

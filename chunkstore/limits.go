@@ -243,10 +243,8 @@ func newReadBudget(bytes int64) *readBudget {
 	return &readBudget{bytes: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// need is what a group takes: its frames, and copies of a piece, decoded and as served.
-func (b *readBudget) need(g *group) int64 {
-	return min(max(1, g.n+2*g.largest), b.bytes)
-}
+// need is what a group takes.
+func (b *readBudget) need(g *group) int64 { return min(max(1, g.n+g.copies), b.bytes) }
 
 func (b *readBudget) acquire(ctx context.Context, g *group) error {
 	if b.tryAcquire(g) {

@@ -100,7 +100,7 @@ type group struct {
 	first, last int // pieces [first, last)
 	pack        uint32
 	off, n      int64
-	largest     int64 // bytes of the largest piece that is not served as stored
+	copies      int64 // bytes that making its largest piece takes beside the frame
 	memory      int64 // bytes of Options.ReadMemory that it has
 	buf         []byte
 	err         error
@@ -162,7 +162,10 @@ func (r *objectReader) group(first int) *group {
 	if first >= len(r.plan.pieces) || r.start(first) >= r.end {
 		return nil
 	}
-	g := &group{first: first, last: first}
+	g, most := &group{first: first, last: first}, int64(maxRead)
+	if r.store.ReadersWait() {
+		most = maxGap // frame by frame, unless they are small
+	}
 	for ; g.last < len(r.plan.pieces) && r.start(g.last) < r.end; g.last++ {
 		pp := &r.plan.pieces[g.last]
 		if pp.literal() {
@@ -172,13 +175,18 @@ func (r *objectReader) group(first int) *group {
 		switch {
 		case g.pack == 0:
 			g.pack, g.off, g.n = pp.loc.Pack, off, n
-		case pp.loc.Pack != g.pack || off < g.off || off > g.off+g.n+maxGap || off+n-g.off > maxRead && off+n > g.off+g.n:
+		case pp.loc.Pack != g.pack || off < g.off || off > g.off+g.n+maxGap || off+n-g.off > most && off+n > g.off+g.n:
 			return g
 		default:
 			g.n = max(g.n, off+n-g.off)
 		}
-		if !r.frames || packfile.Kind(pp.loc.Kind) != packfile.KindPatch || len(pp.refs) > 0 {
-			g.largest = max(g.largest, int64(pp.len)+int64(pp.zlen))
+		switch decoded := !r.frames || packfile.Kind(pp.loc.Kind) != packfile.KindPatch; {
+		case decoded && r.frames:
+			g.copies = max(g.copies, 2*pp.len+pp.zlen)
+		case decoded:
+			g.copies = max(g.copies, 2*pp.len)
+		case len(pp.refs) > 0:
+			g.copies = max(g.copies, pp.zlen)
 		}
 	}
 	return g

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -129,8 +130,8 @@ func (g *gate) close() {
 	g.closed = true
 }
 
-// stallTimeout is how long a client may take for writeStep bytes. It is short while
-// others wait for the memory that those bytes are in.
+// stallTimeout is how long a client may take next to nothing. It is short while others
+// wait for the memory that holds what it does not take.
 func (g *Gateway) stallTimeout() time.Duration {
 	if g.store.ReadersWait() {
 		return min(g.cfg.IdleTimeout, crowdedTimeout)
@@ -138,7 +139,7 @@ func (g *Gateway) stallTimeout() time.Duration {
 	return g.cfg.IdleTimeout
 }
 
-const crowdedTimeout = 5 * time.Second
+const crowdedTimeout = 2 * time.Second
 
 // A stallListener drops clients that do not take what they are sent.
 type stallListener struct {
@@ -168,19 +169,32 @@ type stallConn struct {
 	timeout func() time.Duration
 }
 
-// writeStep is how many bytes a client has to take within the timeout.
-const writeStep = 128 << 10
+const (
+	// writeStep is how many bytes are written at a time.
+	writeStep = 128 << 10
+	// minProgress is how many of them a client has to take within the timeout.
+	minProgress = 16 << 10
+)
 
-func (c *stallConn) Write(p []byte) (int, error) {
-	done := 0
+func (c *stallConn) Write(p []byte) (done int, err error) {
+	var waited time.Duration // since there was progress, which comes to
+	progress := 0
 	for {
-		if err := c.SetWriteDeadline(time.Now().Add(c.timeout())); err != nil {
+		wait := min(c.timeout(), crowdedTimeout) // it may have become short meanwhile
+		if err := c.SetWriteDeadline(time.Now().Add(wait)); err != nil {
 			return done, err
 		}
 		n, err := c.Conn.Write(p[done:min(done+writeStep, len(p))])
 		done += n
-		if err != nil || done == len(p) {
+		switch {
+		case done == len(p), err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 			return done, err
+		case err == nil || progress+n >= minProgress:
+			waited, progress = 0, 0
+		case waited+wait >= c.timeout():
+			return done, err
+		default:
+			waited, progress = waited+wait, progress+n
 		}
 	}
 }

@@ -15,6 +15,7 @@
 //	debuginfo/<build ID>[.debug]            GET HEAD PUT
 //	realisations/<id>.doi                   GET HEAD PUT
 //	build-trace-v2/<derivation>/<out>.doi   GET HEAD PUT
+//	serve/<store path>/<file>               GET HEAD       a file, or what is in a directory
 //	api/v1/missing                          POST           which of many paths are not here
 //
 // What clients rely on, and what this package therefore never does, is in each file's
@@ -267,6 +268,8 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getNARListing(w, r, res)
 	case kindNAR:
 		return g.getNAR(w, r, res)
+	case kindInside:
+		return g.getInside(w, r, res)
 	case kindMetrics:
 		g.metrics.ServeHTTP(w, r)
 		return nil

@@ -24,6 +24,7 @@ const (
 
 	// What follows can only be read.
 	kindNARListing
+	kindInside
 	kindMetrics
 	kindHealth
 	kindReady
@@ -33,7 +34,7 @@ const (
 
 // kindNames are what metrics and the access log call the kinds.
 var kindNames = [numKinds]string{
-	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "metrics", "health", "ready", "profile",
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "inside", "metrics", "health", "ready", "profile",
 }
 
 // allows says whether URLs of the kind have a method.
@@ -59,7 +60,7 @@ func (k kind) methods() string {
 type resource struct {
 	kind kind
 	name string // the path without its first slash; what a file is stored as
-	id   string // the hash part of a narinfo or listing, the file name of a NAR
+	id   string // the hash part of a narinfo or listing, the file name of a NAR, the path of a file in the store
 }
 
 // parsePath says what the decoded path of a URL is about. What it lets through is safe
@@ -69,6 +70,10 @@ type resource struct {
 // redirect, which clients before Nix 2.29 do not follow when they PUT.
 func parsePath(path string) (resource, bool) {
 	name, ok := strings.CutPrefix(path, "/")
+	if inside, ok := strings.CutPrefix(name, "serve/"); ok && len(inside) <= maxInside {
+		// Any bytes can be names in a store path, which is where they are looked up.
+		return resource{kind: kindInside, name: "serve", id: inside}, true
+	}
 	if !ok || len(name) > maxName {
 		return resource{}, false
 	}
@@ -138,6 +143,7 @@ func parseRoot(name string) (resource, bool) {
 const (
 	maxName    = 1024 // bytes of a name
 	maxSegment = 255  // bytes of a part of it
+	maxInside  = 8192 // bytes of the path of a file in a store path
 )
 
 // goodSegment says whether s may be a part of a file's name: the characters of store

@@ -425,3 +425,32 @@ func TestRotation(t *testing.T) {
 		}
 	}
 }
+
+// TestNixRotation uploads with one key, and has clients that trust it, or its successor
+// only, get the path while the successor signs.
+func TestNixRotation(t *testing.T) {
+	forEachNix(t, func(t *testing.T, nix *client) {
+		former, present := newKey(t, "cache-1"), newKey(t, "cache-2")
+		s := start(t, func(c *gateway.Config) { c.Keys = []narinfo.PrivateKey{former} })
+		path := realPaths[0] // has a signature by a key that nobody trusts here
+		nix.run("writer", "nix", "copy", "--from", nix.realStore(), "--to", s.url, path)
+		fetch := func(name string, cfg gateway.Config, trusts narinfo.PrivateKey) error {
+			cfg.Log = slog.New(slog.DiscardHandler)
+			next := httptest.NewServer(gateway.New(s.store, cfg))
+			defer next.Close()
+			_, err := nix.try(name, "nix-store", "--store", nix.store(name), "--option", "substitute", "true", "--option", "substituters", next.URL,
+				"--option", "trusted-public-keys", trusts.Public().String(), "-r", path)
+			return err
+		}
+		rotated := gateway.Config{Keys: []narinfo.PrivateKey{present}, VerifyKeys: []narinfo.PublicKey{former.Public()}}
+		if err := fetch("former", rotated, former); err != nil {
+			t.Errorf("a client that trusts the former key: %v", err)
+		}
+		if err := fetch("present", rotated, present); err != nil {
+			t.Errorf("a client that trusts the present key: %v", err)
+		}
+		if err := fetch("careless", gateway.Config{Keys: rotated.Keys}, present); err == nil {
+			t.Error("without verify-keys, what a stranger has signed is signed again")
+		}
+	})
+}

@@ -24,35 +24,38 @@ const defaultSocketMode = 0o660
 //	unix:/path              a Unix socket, of mode 0660
 //	unix:/path?mode=0600
 //	systemd                 all sockets that systemd has passed
-func listen(ctx context.Context, addrs List) (listeners []net.Listener, err error) {
-	defer func() {
+func listen(ctx context.Context, addrs List) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, addr := range addrs {
+		more, err := listenOn(ctx, addr)
+		listeners = append(listeners, more...)
 		if err != nil {
 			closeAll(listeners)
+			return nil, err
 		}
-	}()
-	for _, addr := range addrs {
-		var l net.Listener
-		switch path, mode, malformed := socketAddr(addr); {
-		case malformed != nil:
-			return listeners, malformed
-		case addr == "systemd":
-			passed, err := activated()
-			listeners = append(listeners, passed...)
-			if err != nil {
-				return listeners, err
-			}
-			continue
-		case path != "":
-			l, err = listenUnix(ctx, path, mode)
-		default:
-			l, err = new(net.ListenConfig).Listen(ctx, "tcp", addr)
-		}
-		if err != nil {
-			return listeners, err
-		}
-		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+// listenOn listens on one address. With an error, too, it may return listeners.
+func listenOn(ctx context.Context, addr string) ([]net.Listener, error) {
+	if addr == "systemd" {
+		return activated()
+	}
+	path, mode, err := socketAddr(addr)
+	if err != nil {
+		return nil, err
+	}
+	var l net.Listener
+	if path != "" {
+		l, err = listenUnix(ctx, path, mode)
+	} else {
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []net.Listener{l}, nil
 }
 
 // socketAddr parses the address of a Unix socket. For others path is "".

@@ -51,7 +51,7 @@ type process struct {
 	stop   func()
 }
 
-var advice = regexp.MustCompile(`extra-substituters = (http://\S+)\n(?:  extra-trusted-public-keys = (\S+)\n)?`)
+var advice = regexp.MustCompile(`extra-substituters = (https?://\S+)\n(?:  extra-trusted-public-keys = (\S+)\n)?`)
 
 // startServer runs "dedupd serve" on a free port until the test ends or stop is called.
 func startServer(t *testing.T, args ...string) *process {

@@ -28,7 +28,7 @@ type tlsFiles struct {
 }
 
 // tlsInterval is the time between looks at the files.
-const tlsInterval = 5 * time.Second
+const tlsInterval = time.Second
 
 // tlsConfig returns the configuration of connections, nil if they are not encrypted.
 func (s *Settings) tlsConfig(log *slog.Logger) (*tls.Config, error) {

@@ -253,6 +253,8 @@ func TestPatterns(t *testing.T) {
 	s.want(404, "GET", other.narInfoURL(), nil, all)
 	put(200, mine, docs)
 	put(200, other, all)
+	link := treeNAR(t, [2]string{"/"}, [2]string{"link", "-> ../" + other.path.String() + "/big"}).named(t, "docs-2")
+	put(200, link, docs)
 	hash := strings.Repeat("0", 32)
 	for _, tt := range []struct {
 		path            string
@@ -271,6 +273,10 @@ func TestPatterns(t *testing.T) {
 		{"/build-trace-v2/" + hash + "-secret.drv/out.doi", 403, 200, 404},
 		{"/realisations/sha256:x!out.doi", 403, 200, 404},
 		{"/debuginfo/x.debug", 403, 200, 404},
+		{"/serve/" + mine.path.String() + "/big", 0, 0, 200},
+		{"/serve/" + other.path.String() + "/big", 0, 0, 404},
+		{"/serve/" + other.path.HashPart(), 0, 0, 404},
+		{"/serve/" + link.path.String() + "/link", 0, 0, 404},
 		{"/nix-cache-info", 0, 0, 200},
 	} {
 		if tt.write != 0 {

@@ -28,7 +28,8 @@ func (g *Gateway) puller(ctx context.Context) *pull.Puller {
 }
 
 // pullNarInfo makes the narinfo of a path that upstreams have: with their name of the NAR
-// and its compression. Nothing is signed here that nobody here has built.
+// and its compression. Nothing is signed that nobody here has built, unless the operator
+// says so of an upstream.
 func (g *Gateway) pullNarInfo(ctx context.Context, p *pull.Puller, hashPart string) (*narInfoText, error) {
 	damages := g.store.DamageCount()
 	info, stored, err := p.NarInfo(ctx, hashPart)
@@ -78,7 +79,7 @@ func (g *Gateway) getUpstreamNAR(w *response, r *http.Request, res resource, not
 
 func (g *Gateway) servePulled(w *response, r *http.Request, n *pull.NAR) error {
 	cache := g.cache.forever
-	if !n.Verified {
+	if !n.Verified || n.Local && r.Header["Range"] != nil {
 		cache = cacheNever
 	}
 	if n.Size < 0 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/dedupd/dedupd/nar"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/upstream"
 )
 
 // ErrDamaged says that the files of a path are not those that the database tells of.
@@ -24,6 +25,9 @@ var ErrDamaged = errors.New("the files of the store path have changed")
 // compared with the hash in info, and its last bytes are only given out if that is right:
 // a reader that sees io.EOF has the true NAR. Before off, files are not read.
 func (s *Store) NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
+	if info.StorePath.IsZero() {
+		return nil, 0, fmt.Errorf("%s, without a store path: %w", info.URL, upstream.ErrNotFound)
+	}
 	size := int64(info.NarSize)
 	if off < 0 || off > size {
 		return nil, 0, fmt.Errorf("offset %d of %d bytes", off, size)

@@ -127,8 +127,7 @@ func (s *Store) isDamaged(p narinfo.StorePath) bool {
 
 // NarInfo implements upstream.Source. A path is there if it is valid, its hash is known,
 // and its files are not known to be gone or damaged. The signatures are those of the
-// database. The URL is nar/<hash part>-<nix32 NarHash>.nar, which Named leads back to the
-// path.
+// database. The URL, nar/<hash part>-<nix32 NarHash>.nar, leads back to the path.
 func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
 	if !narinfo.IsHashPart(hashPart) {
 		return nil, fmt.Errorf("%q is no hash part: %w", hashPart, upstream.ErrNotFound)
@@ -161,20 +160,6 @@ func (s *Store) present(p narinfo.StorePath) error {
 		return fmt.Errorf("%s is valid, but its files have changed: %w", p, upstream.ErrNotFound)
 	}
 	return err
-}
-
-// Named returns the narinfo of the path whose NAR is at the URL nar/<file>. A URL of which
-// the database now has another hash is not found.
-func (s *Store) Named(ctx context.Context, file string) (*narinfo.NarInfo, error) {
-	hashPart, _, ok := strings.Cut(file, "-")
-	if !ok {
-		return nil, fmt.Errorf("%s is not the name of a NAR here: %w", file, upstream.ErrNotFound)
-	}
-	info, err := s.NarInfo(ctx, hashPart)
-	if err == nil && info.URL != "nar/"+file {
-		return nil, fmt.Errorf("%s is now at %s: %w", info.StorePath, info.URL, upstream.ErrNotFound)
-	}
-	return info, err
 }
 
 // File implements upstream.Source. There are log/<derivation>, if Nix has built it here

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
@@ -19,9 +20,12 @@ type NAR struct {
 	NarSize int64
 	// ETag names these bytes, with quotes.
 	ETag string
-	// Verified says that WriteTo writes the last byte only of what the narinfo is about.
-	// Without it nothing was looked at, and nothing is kept.
+	// Verified says that WriteTo writes the last byte only of what the narinfo is about; of
+	// a Local upstream, if it starts with the first one. Without it nothing was looked at, and
+	// nothing is kept.
 	Verified bool
+	// Local says that it comes from a Local upstream.
+	Local bool
 
 	fetch *fetch // or else
 	p     *Puller
@@ -64,10 +68,16 @@ func (p *Puller) Running(ctx context.Context, file string) (*NAR, error) {
 	return p.open(ctx, f)
 }
 
-// Head is NAR without fetching anything: of what a narinfo has told already.
-func (p *Puller) Head(_ context.Context, file string) (*NAR, error) {
+// Head is NAR without fetching anything: of what a narinfo has told already, or tells now if
+// the name leads to it.
+func (p *Puller) Head(ctx context.Context, file string) (*NAR, error) {
 	t, ok := p.files.GetIfPresent(file)
-	if !ok {
+	if strings.Contains(file, "-") {
+		var err error
+		if t, err = p.find(ctx, file); err != nil {
+			return nil, err
+		}
+	} else if !ok {
 		return nil, fmt.Errorf("NAR %s: %w", file, chunkstore.ErrNotFound)
 	}
 	n := &NAR{p: p, path: t, Size: -1, NarSize: int64(t.info.NarSize), ETag: t.etag()}
@@ -136,15 +146,19 @@ func (p *Puller) open(ctx context.Context, f *fetch) (*NAR, error) {
 
 // pass opens the path's file at the upstream for one client.
 func (p *Puller) pass(ctx context.Context, t *path) (*NAR, error) {
-	if err := p.passing.Acquire(ctx, 1); err != nil {
+	n := &NAR{p: p, path: t, NarSize: int64(t.info.NarSize), ETag: t.etag(), Verified: t.source.Local, Local: t.source.Local}
+	if !n.Local {
+		if err := p.passing.Acquire(ctx, 1); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if n.body, n.Size, err = t.source.open(ctx, t, 0); err != nil {
+		n.body = io.NopCloser(nil)
+		n.Close()
 		return nil, err
 	}
-	body, size, err := t.source.open(ctx, t, 0)
-	if err != nil {
-		p.passing.Release(1)
-		return nil, err
-	}
-	return &NAR{p: p, path: t, body: body, Size: size, NarSize: int64(t.info.NarSize), ETag: t.etag()}, nil
+	return n, nil
 }
 
 // WriteTo writes the size bytes at off to w as they come, all from there on if size is negative.
@@ -177,7 +191,9 @@ func (n *NAR) WriteTo(ctx context.Context, w io.Writer, off, size int64) error {
 func (n *NAR) Close() {
 	if n.body != nil {
 		n.body.Close()
-		n.p.passing.Release(1)
+		if !n.Local {
+			n.p.passing.Release(1)
+		}
 	}
 	if n.fetch != nil {
 		n.p.leave(n.fetch)

@@ -61,7 +61,7 @@ func (p *Puller) hasNAR(ctx context.Context, info *narinfo.NarInfo) bool {
 }
 
 func (p *Puller) path(ctx context.Context, hashPart string) (*path, error) {
-	if t, ok := p.paths.GetIfPresent(hashPart); ok {
+	if t, ok := p.paths.GetIfPresent(hashPart); ok && !t.source.Local {
 		return t, nil
 	}
 	var t *path
@@ -73,6 +73,10 @@ func (p *Puller) path(ctx context.Context, hashPart string) (*path, error) {
 		if _, ok := info.Verify(p.storeDir, s.Keys); !ok && len(s.Keys) > 0 {
 			p.log.Warn("upstream has a path without a good signature", "upstream", s.Name(), "path", info.StorePath, "signatures", len(info.Sigs))
 			return fmt.Errorf("%w: no good signature", upstream.ErrNotFound)
+		}
+		for _, key := range s.Sign {
+			info.Sign(p.storeDir, key)
+			p.log.Info("narinfo signed", "path", info.StorePath, "key", key.Name, "upstream", s.Name())
 		}
 		t = &path{s, info, fileName(info)}
 		return nil
@@ -128,7 +132,7 @@ func parseHash(s string) (sum chunkstore.Hash, ok bool) {
 // find returns the path whose NAR is file. What is not remembered is asked for: clients
 // remember narinfos for 30 days.
 func (p *Puller) find(ctx context.Context, file string) (*path, error) {
-	if t, ok := p.files.GetIfPresent(file); ok {
+	if t, ok := p.files.GetIfPresent(file); ok && !t.source.Local {
 		return t, nil
 	}
 	if hashPart, _, ok := strings.Cut(file, "-"); ok {

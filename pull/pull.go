@@ -31,6 +31,12 @@ type Upstream struct {
 	// Keep has what is pulled stored. Without it each client's download is one of the
 	// upstream's.
 	Keep bool
+	// Sign has narinfos signed, after the check, by these keys.
+	Sign []narinfo.PrivateKey
+	// Local says that the source answers as fast as a memory of its answers would, and
+	// that a NAR of it from the start on only ends if it has its hash. What it says is
+	// not remembered, and as many clients may read from it as it lets.
+	Local bool
 	// NegativeCache is how long what is not there is not asked for again; default 10 min.
 	NegativeCache time.Duration
 	// AbsentWhenUnreachable has the upstream count as one that has nothing while nobody
@@ -125,7 +131,8 @@ func New(store *chunkstore.Store, cfg Config) (*Puller, error) {
 	return p, nil
 }
 
-// Close breaks off fetches and waits for them. Nothing may be asked any more.
+// Close breaks off fetches, waits for them, and closes sources that can be closed. Nothing
+// may be asked any more.
 func (p *Puller) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -136,6 +143,13 @@ func (p *Puller) Close() {
 	defer p.mu.Unlock()
 	for _, f := range p.fetches {
 		p.remove(f)
+	}
+	for _, s := range p.sources {
+		if c, ok := s.Source.(io.Closer); ok {
+			if err := c.Close(); err != nil {
+				p.log.Error("closing an upstream failed", "upstream", s.Name(), "err", err)
+			}
+		}
 	}
 }
 

@@ -41,7 +41,7 @@ func newSource(u Upstream, log *slog.Logger) *source {
 
 // ask puts a question about name, unless the answer is known.
 func (s *source) ask(name string, question func() error) error {
-	if _, ok := s.absent.GetIfPresent(name); ok {
+	if _, ok := s.absent.GetIfPresent(name); ok && !s.Local {
 		return upstream.ErrNotFound
 	}
 	if err := s.breaker.allow(time.Now()); err != nil {

@@ -104,6 +104,9 @@ password-file = "/password"
 
 [[upstream]]
 store = "/nix/store"
+root = "/chroot"
+state = "/state"
+sign = true
 `
 	no := false
 	want := &Settings{
@@ -119,7 +122,7 @@ store = "/nix/store"
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),
 			WhenUnreachable: "absent", User: "me", PasswordFile: "/password",
-		}, {Store: "/nix/store"}},
+		}, {Store: "/nix/store", Root: "/chroot", State: "/state", Sign: true}},
 	}
 	for _, f := range want.fields() {
 		if !strings.Contains(file, "\n"+f.name+" = ") {
@@ -164,6 +167,8 @@ func TestBadSettings(t *testing.T) {
 		{file: "[[upstream]]\nurl = \"s3://x\"\ntrust = true\n", says: "is not http"},
 		{file: "[[upstream]]\ntrust = true\n", says: "either a url or a store"},
 		{file: "[[upstream]]\nstore = \"nix\"\n", says: "not an absolute path"},
+		{file: "[[upstream]]\nstore = \"/nix/store\"\ntimeout = \"1s\"\n", says: "for caches"},
+		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\nsign = true\n", says: "for stores"},
 		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\nuser = \"me\"\n", says: "user and password-file"},
 		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\nwhen-unreachable = \"x\"\n", says: "when-unreachable"},
 		{flag: "--max-pulls=0", says: "max-pulls"},

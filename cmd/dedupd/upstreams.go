@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/nixstore"
 	"github.com/dedupd/dedupd/pull"
 	"github.com/dedupd/dedupd/upstream"
 )
@@ -25,6 +28,9 @@ import (
 type Upstream struct {
 	URL   string `toml:"url" help:"a binary cache: http://…, https://… or file:///directory"`
 	Store string `toml:"store" help:"the store directory of a Nix store on this machine: /nix/store"`
+	Root  string `toml:"root" help:"of a store: the directory that has its directories, if that is not /"`
+	State string `toml:"state" help:"of a store: the state directory of Nix; default /nix/var/nix, below the root"`
+	Sign  bool   `toml:"sign" help:"sign what comes from there with key-files; for a store, whose paths often have no signature"`
 
 	Priority        int      `toml:"priority" help:"what upstreams are asked by, lowest first; those with the same in the order of the file"`
 	PublicKeys      List     `toml:"public-keys" help:"keys of which one must have signed a path, as in trusted-public-keys"`
@@ -70,6 +76,8 @@ func (u *Upstream) validate() error {
 		need(len(u.PublicKeys) > 0 || u.Trust, "needs public-keys, of which one must have signed a path, or trust = true, to take all that comes from there")
 	}
 	need(u.Store == "" || filepath.IsAbs(u.Store), "store %q is not an absolute path", u.Store)
+	need(u.Store != "" || u.Root == "" && u.State == "" && !u.Sign, "has root, state or sign, which are for stores")
+	need(u.Store == "" || u.Timeout == 0 && u.IdleTimeout == 0 && u.NegativeCache == 0, "has timeout, idle-timeout or negative-cache, which are for caches")
 	for _, key := range u.PublicKeys {
 		_, err := narinfo.ParsePublicKey(key)
 		need(err == nil, "public-keys: %q: %w", key, err)
@@ -100,22 +108,32 @@ func validateURL(text string) error {
 
 // openPuller returns what gets from the upstreams what the store lacks, or nil if there are
 // none. The caller closes it.
-func (s *Settings) openPuller(store *chunkstore.Store, log *slog.Logger) (*pull.Puller, error) {
+func (s *Settings) openPuller(ctx context.Context, store *chunkstore.Store, keys []narinfo.PrivateKey, log *slog.Logger) (_ *pull.Puller, err error) {
 	if len(s.Upstreams) == 0 {
 		return nil, nil
 	}
 	cfg := pull.Config{
 		Dir: filepath.Join(s.State, "pulled"), MaxPulls: s.MaxPulls, Cache: int64(s.PullCache), Via: pull.NewVia(), Log: log,
 	}
+	defer func() {
+		for _, u := range cfg.Upstreams {
+			if c, ok := u.Source.(io.Closer); ok && err != nil {
+				c.Close()
+			}
+		}
+	}()
 	upstreams := slices.Clone(s.Upstreams)
 	slices.SortStableFunc(upstreams, func(a, b Upstream) int { return cmp.Compare(a.Priority, b.Priority) })
 	for _, u := range upstreams {
-		source, err := u.source(store.Repository().StoreDir, cfg.Via)
+		source, err := u.source(ctx, store.Repository().StoreDir, cfg.Via, log)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", u.name(), err)
 		}
 		up := pull.Upstream{
-			Source: source, Keep: u.keep(), NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
+			Source: source, Keep: u.keep(), Local: u.Store != "", NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
+		}
+		if u.Sign {
+			up.Sign = keys
 		}
 		for _, text := range u.PublicKeys {
 			key, err := narinfo.ParsePublicKey(text)
@@ -130,9 +148,12 @@ func (s *Settings) openPuller(store *chunkstore.Store, log *slog.Logger) (*pull.
 }
 
 // source returns what the upstream is read through.
-func (u *Upstream) source(storeDir, via string) (upstream.Source, error) {
+func (u *Upstream) source(ctx context.Context, storeDir, via string, log *slog.Logger) (upstream.Source, error) {
 	if u.Store != "" {
-		return nil, errors.ErrUnsupported
+		if u.Store != storeDir {
+			return nil, fmt.Errorf("this cache is for the store directory %s", storeDir)
+		}
+		return nixstore.Open(ctx, nixstore.Options{Dir: u.Store, Root: u.Root, State: u.State, Log: log})
 	}
 	parsed, err := url.Parse(u.URL)
 	if err != nil {

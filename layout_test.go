@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
 	{"gateway", "migrate", "push"},
 	{"pull"},
-	{"metrics"},
+	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream"},
 	{"bucket", "nar", "narinfo", "compression"},

@@ -1,6 +1,7 @@
 // Package gateway serves a store to Nix as a binary cache over HTTP, and takes uploads
 // from it.
 //
+//	/ search?q= path/<hash part>            GET HEAD       pages for people; see package site
 //	metrics                                 GET HEAD       of the server, for Prometheus
 //	healthz, readyz[?write=1]               GET HEAD       the server answers; the store can be used
 //	debug/pprof/[<profile>]                 GET HEAD       profiles of the server, with the right Admin
@@ -38,6 +39,7 @@ import (
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/pull"
+	"github.com/dedupd/dedupd/site"
 	"github.com/dedupd/dedupd/upstream"
 )
 
@@ -85,6 +87,8 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// AccessLog has one line logged for each request.
 	AccessLog bool
+	// Site answers with pages for people; default none.
+	Site *site.Site
 	// MetricsRight is what it takes to get the metrics; default Read.
 	MetricsRight access.Rights
 	// Metrics takes the gateway's and the store's; default those of a new registry.
@@ -273,6 +277,8 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 	case kindMetrics:
 		g.metrics.ServeHTTP(w, r)
 		return nil
+	case kindPage:
+		return g.getPage(w, r)
 	case kindProfile:
 		profiles.ServeHTTP(w, r)
 		return nil

@@ -29,12 +29,14 @@ const (
 	kindHealth
 	kindReady
 	kindProfile
+	kindPage
 	numKinds
 )
 
 // kindNames are what metrics and the access log call the kinds.
 var kindNames = [numKinds]string{
-	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "inside", "metrics", "health", "ready", "profile",
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "inside",
+	"metrics", "health", "ready", "profile", "page",
 }
 
 // allows says whether URLs of the kind have a method.
@@ -101,6 +103,9 @@ func parsePath(path string) (resource, bool) {
 	case "build-trace-v2":
 		res.kind, segments = kindRealisation, 2
 		ok = strings.HasSuffix(rest, ".doi")
+	case "path":
+		res.kind = kindPage
+		ok = narinfo.IsHashPart(rest)
 	case "debug":
 		res.kind = kindProfile
 		if rest == "pprof/" { // where an index is
@@ -120,6 +125,7 @@ func parsePath(path string) (resource, bool) {
 // rootKinds are the kinds of what has a name of its own at the root.
 var rootKinds = map[string]kind{
 	"nix-cache-info": kindCacheInfo, "metrics": kindMetrics, "healthz": kindHealth, "readyz": kindReady,
+	"": kindPage, "search": kindPage,
 }
 
 // parseRoot is parsePath for what is not in a directory.

@@ -23,6 +23,7 @@ import (
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/site"
 )
 
 func serveCommand() *cobra.Command {
@@ -90,16 +91,20 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	if puller != nil {
 		defer puller.Close()
 	}
+	pages := site.New(site.Config{
+		Store: store, State: s.State, URL: s.PublicURL, Keys: publicTexts(keys, s.VerifyKeys), Private: !s.PublicRead, Memory: int64(s.Memory) / 32, Log: log,
+	})
 	g := gateway.New(store, gateway.Config{
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
 		Pull:           puller,
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
-		AccessLog: s.AccessLog, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
+		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Serve(ctx, listeners...) })
+	group.Go(func() error { return pages.Run(ctx) })
 	if admin, err := listenAdmin(s.State); err != nil {
 		log.Warn("stats and check will not work while the server runs", "err", err)
 	} else {

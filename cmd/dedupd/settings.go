@@ -68,6 +68,7 @@ type Settings struct {
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
 	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
 
+	PublicURL    string        `toml:"public-url" help:"where clients find the cache, for the page that tells how to use it; by default what the browser has asked for"`
 	MetricsRight access.Rights `toml:"metrics-right" values:"read admin" help:"right that it takes to get /metrics: read or admin"`
 
 	AccessLog bool       `toml:"access-log" help:"log every request"`
@@ -148,6 +149,9 @@ func (s *Settings) validate() error {
 		}
 	}
 	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
+	if u, err := url.Parse(s.PublicURL); s.PublicURL != "" {
+		need(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "public-url is %q, not http://… or https://…", s.PublicURL)
+	}
 	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)

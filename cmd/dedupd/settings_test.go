@@ -85,6 +85,7 @@ idle-timeout = "1s"
 shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
+public-url = "https://cache.example"
 metrics-right = "admin"
 access-log = false
 log-level = "warn"
@@ -117,7 +118,7 @@ sign = true
 		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Memory: 1 << 30, MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
-		MaxPulls: 4, PullCache: 6 << 20, MetricsRight: access.Admin,
+		MaxPulls: 4, PullCache: 6 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),

@@ -1,6 +1,8 @@
 package gateway_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -38,4 +40,36 @@ func BenchmarkNarInfo(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkMissing asks for 100,000 paths at once over HTTP: of a thousand that are there, and
+// of others.
+func BenchmarkMissing(b *testing.B) {
+	s := start(b, func(c *gateway.Config) { c.AccessLog = false })
+	var here []string
+	for i := range 1000 {
+		f := treeNAR(b, [2]string{"", fmt.Sprint(i)})
+		s.upload(f)
+		here = append(here, f.path.HashPart())
+	}
+	ask := func(name string, hash func(i int) string, missing int) {
+		var q gateway.MissingRequest
+		for i := range gateway.MaxMissing {
+			q.Hashes = append(q.Hashes, hash(i))
+		}
+		body, err := json.Marshal(q)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				var got gateway.MissingReply
+				if err := json.Unmarshal(s.want(200, "POST", "/"+gateway.MissingURL, body).body, &got); err != nil || len(got.Missing) != missing {
+					b.Fatalf("%d paths are missing (%v), want %d", len(got.Missing), err, missing)
+				}
+			}
+		})
+	}
+	ask("here", func(i int) string { return here[i%len(here)] }, 0)
+	ask("missing", func(i int) string { return fmt.Sprintf("%032d", i) }, gateway.MaxMissing)
 }

@@ -1,10 +1,15 @@
 package gateway
 
 import (
+	"context"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/dedupd/dedupd/packfile"
 )
 
 func TestPreferredCoding(t *testing.T) {
@@ -67,5 +72,18 @@ func TestTextIsEncodedIfShorter(t *testing.T) {
 		if got := h.Get("Content-Encoding") == "gzip"; got != tt.want || len(c.body) > len(tt.text) || got != (h.Get("Vary") != "") {
 			t.Errorf("%s: got headers %v and %d bytes", tt.what, h, len(c.body))
 		}
+	}
+}
+
+// TestFailureHasNoCoding fails at the first byte of what was to be sent with a Content-Encoding.
+func TestFailureHasNoCoding(t *testing.T) {
+	g := &Gateway{log: slog.New(slog.DiscardHandler)}
+	rec := httptest.NewRecorder()
+	w, r := &response{ResponseWriter: rec}, httptest.NewRequest("GET", "/", nil)
+	_, err := w.serve(r, &content{size: 9, etag: `"x"`, coding: codingZstd, write: func(context.Context, io.Writer, int64, int64) error {
+		return packfile.ErrCorrupt
+	}})
+	if !g.fail(w, r, err) || rec.Code != 404 || rec.Header()["Content-Encoding"] != nil || rec.Header()["Etag"] != nil {
+		t.Errorf("got %d, headers %v", rec.Code, rec.Header())
 	}
 }

@@ -59,7 +59,7 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 		return false
 	}
 	h := w.Header()
-	for _, name := range []string{"Etag", "Accept-Ranges", "Content-Length"} {
+	for _, name := range []string{"Etag", "Accept-Ranges", "Content-Encoding", "Content-Length"} {
 		h.Del(name)
 	}
 	if code == http.StatusServiceUnavailable {

@@ -80,7 +80,8 @@ func (p *Puller) Head(ctx context.Context, file string) (*NAR, error) {
 	} else if !ok {
 		return nil, fmt.Errorf("NAR %s: %w", file, chunkstore.ErrNotFound)
 	}
-	n := &NAR{p: p, path: t, Size: -1, NarSize: int64(t.info.NarSize), ETag: t.etag()}
+	n := p.newNAR(t)
+	n.Size = -1
 	if t.info.FileSize > 0 && t.info.FileSize < math.MaxInt64 {
 		n.Size = int64(t.info.FileSize)
 	}
@@ -144,9 +145,14 @@ func (p *Puller) open(ctx context.Context, f *fetch) (*NAR, error) {
 	return n, nil
 }
 
+// newNAR returns the NAR of a path as it passes through, without its size and body.
+func (p *Puller) newNAR(t *path) *NAR {
+	return &NAR{p: p, path: t, NarSize: int64(t.info.NarSize), ETag: t.etag(), Verified: t.source.Local, Local: t.source.Local}
+}
+
 // pass opens the path's file at the upstream for one client.
 func (p *Puller) pass(ctx context.Context, t *path) (*NAR, error) {
-	n := &NAR{p: p, path: t, NarSize: int64(t.info.NarSize), ETag: t.etag(), Verified: t.source.Local, Local: t.source.Local}
+	n := p.newNAR(t)
 	if !n.Local {
 		if err := p.passing.Acquire(ctx, 1); err != nil {
 			return nil, err

@@ -41,6 +41,9 @@ func (p *Puller) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo
 	if err != nil {
 		return nil, false, err
 	}
+	for _, key := range t.source.Sign {
+		p.log.Info("narinfo signed", "path", t.info.StorePath, "key", key.Name, "upstream", t.source.Name())
+	}
 	if t.source.Keep && p.hasNAR(ctx, t.info) {
 		if err := p.store.PutNarInfo(ctx, t.info); err == nil {
 			p.forget(t)
@@ -76,7 +79,6 @@ func (p *Puller) path(ctx context.Context, hashPart string) (*path, error) {
 		}
 		for _, key := range s.Sign {
 			info.Sign(p.storeDir, key)
-			p.log.Info("narinfo signed", "path", info.StorePath, "key", key.Name, "upstream", s.Name())
 		}
 		t = &path{s, info, fileName(info)}
 		return nil

@@ -31,10 +31,9 @@ func (g *Gateway) rightFor(method string, res resource) access.Rights {
 // authorize returns nil if the sender of r may ask for this, and remembers in w who that
 // is. All that a refused request gets is the same for every URL that needs the same right.
 func (g *Gateway) authorize(w *response, r *http.Request, res resource) error {
-	need := g.rightFor(r.Method, res)
-	who, err := g.cfg.Access.Allow(r, need)
+	who, err := g.cfg.Access.Allow(r, g.rightFor(r.Method, res))
 	if err == nil {
-		w.who, w.private = who, !g.cfg.Access.Anyone.Has(need)
+		w.who = who
 		return nil
 	}
 	if r.ContentLength != 0 && r.ProtoMajor == 1 {
@@ -63,15 +62,23 @@ func (g *Gateway) covers(ctx context.Context, who *access.Identity, hashPart str
 }
 
 // visible returns nil if there are no patterns for what w may be about, or res fits one.
-// Otherwise it is as absent as what is not there. A NAR can be had by whoever knows its
-// hash, or the name of its upload, which a narinfo says.
+// Otherwise it is as absent as what is not there, and so is what tells of many paths. A
+// NAR can be had by whoever knows its hash, or the name of its upload, which a narinfo
+// says.
 func (g *Gateway) visible(ctx context.Context, w *response, res resource) error {
-	ok, err := true, error(nil)
+	if !w.who.Limited() {
+		return nil
+	}
+	ok, err := false, error(nil)
 	switch res.kind {
 	case kindNarInfo, kindListing:
 		ok, err = g.covers(ctx, w.who, res.id)
 	case kindLog, kindRealisation, kindDebugInfo:
 		ok = w.who.Covers(res.storeName())
+	case kindCacheInfo, kindNAR, kindNARListing, kindMetrics, kindHealth, kindReady, kindProfile:
+		ok = true
+	case kindInside:
+		ok = true // for the walker to say, of each path that it comes to
 	}
 	if err == nil && !ok {
 		return chunkstore.ErrNotFound

@@ -16,7 +16,6 @@ import (
 type response struct {
 	http.ResponseWriter
 	who      *access.Identity
-	private  bool          // not everyone may have what is answered
 	start    time.Time     // of the request
 	kind     kind          // of what is asked for
 	status   int           // 0 until the header is written
@@ -36,10 +35,6 @@ func (w *response) WriteHeader(status int) {
 
 func (w *response) setStatus(status int) {
 	w.status, w.answered = status, time.Since(w.start)
-	if rest, ok := strings.CutPrefix(w.Header().Get("Cache-Control"), "public"); ok && w.private {
-		// Or else a proxy would hand it on to whoever asks next (RFC 9111, section 3.5).
-		w.Header().Set("Cache-Control", "private"+rest)
-	}
 }
 
 func (w *response) Write(p []byte) (int, error) {

@@ -29,8 +29,8 @@ type Policy struct {
 	skipped int       // refusals since
 }
 
-// anyone is who counts for no more than everyone.
-var anyone = new(Identity)
+// Anyone is who counts for no more than everyone.
+var Anyone = new(Identity)
 
 // Allow returns who r comes from if that may do what need says. It reads nothing but
 // the header of r. Its errors wrap ErrCredentials or ErrForbidden, can be told to the
@@ -43,7 +43,7 @@ func (p *Policy) Allow(r *http.Request, need Rights) (*Identity, error) {
 	id, err := p.identify(r)
 	switch {
 	case p.Anyone.Has(need) && id == nil:
-		return anyone, nil
+		return Anyone, nil
 	case p.Anyone.Has(need) && id.Limited():
 		// What limits a token's rights does not limit those of everyone.
 		return &Identity{Name: id.Name}, nil

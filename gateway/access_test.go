@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"slices"
@@ -20,13 +21,13 @@ import (
 
 // A vault is a token file, and what the server makes of it.
 type vault struct {
-	t      *testing.T
+	t      testing.TB
 	file   string
 	tokens *access.Tokens
 }
 
 // newVault returns a vault with tokens.
-func newVault(t *testing.T, tokens ...access.Token) (*vault, []string) {
+func newVault(t testing.TB, tokens ...access.Token) (*vault, []string) {
 	t.Helper()
 	v := &vault{t: t, file: filepath.Join(t.TempDir(), "tokens.json")}
 	var texts []string
@@ -459,4 +460,32 @@ func TestNixRotation(t *testing.T) {
 			t.Error("without verify-keys, what a stranger has signed is signed again")
 		}
 	})
+}
+
+// BenchmarkRefused asks a private cache without a right, for what is there and for what is
+// not: neither the answer nor its time may tell.
+func BenchmarkRefused(b *testing.B) {
+	v, texts := newVault(b, access.Token{Name: "writer", Rights: access.Read | access.Write})
+	s := start(b, v.private, func(c *gateway.Config) { c.AccessLog, c.Access.Log = false, nil })
+	f := newFixture(b, 1, 1000)
+	name := fileName(f.nar, "")
+	s.want(200, "PUT", "/"+name, f.nar, bearer(texts[0]))
+	s.want(200, "PUT", f.narInfoURL(), []byte(f.info(name, "none").Text(storeDir)), bearer(texts[0]))
+	wrong := texts[0][:len(texts[0])-52] + strings.Repeat("0", 52)
+	unknown := "dedupd_00000000" + wrong[len("dedupd_00000000"):]
+	for _, who := range []struct{ name, token string }{{"nobody", ""}, {"wrong-secret", wrong}, {"unknown-token", unknown}} {
+		for _, what := range []struct{ name, url string }{{"there", f.narInfoURL()}, {"absent", "/" + strings.Repeat("0", 32) + ".narinfo"}} {
+			b.Run(who.name+"/"+what.name, func(b *testing.B) {
+				r := httptest.NewRequest("HEAD", what.url, nil)
+				if who.token != "" {
+					r.Header.Set("Authorization", "Bearer "+who.token)
+				}
+				w := &discarder{http.Header{}}
+				for b.Loop() {
+					clear(w.header)
+					s.gateway.ServeHTTP(w, r)
+				}
+			})
+		}
+	}
 }

@@ -185,7 +185,7 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	resp := &response{ResponseWriter: w, start: time.Now(), who: new(access.Identity)}
+	resp := &response{ResponseWriter: w, start: time.Now(), who: access.Anyone}
 	if r.ProtoMajor == 2 {
 		resp.stall = g.stallTimeout
 	}

@@ -268,6 +268,8 @@ func TestPatterns(t *testing.T) {
 		{"/" + mine.path.HashPart() + ".ls", 200, 0, 200},
 		{"/" + other.path.HashPart() + ".ls", 200, 0, 404},
 		{mine.plainURL(), 0, 0, 200},
+		{"/serve/" + mine.path.String() + "/big", 0, 0, 200},
+		{"/serve/" + other.path.String() + "/big", 0, 0, 404},
 		{"/log/" + hash + "-docs-1.drv", 200, 200, 200},
 		{"/log/" + hash + "-secret-1.drv", 403, 200, 404},
 		{"/build-trace-v2/" + hash + "-manual.drv/out.doi", 200, 200, 200},

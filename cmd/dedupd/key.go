@@ -72,7 +72,7 @@ func listKeysCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		keys, err := readKeys(s.KeyFiles)
+		keys, err := readKeys(s.KeyFiles, false)
 		if err != nil {
 			return err
 		}
@@ -128,12 +128,12 @@ func defaultKeyName() string {
 }
 
 // readKeys reads the keys in files. The one at the default place is made if it is not
-// there.
-func readKeys(files List) ([]narinfo.PrivateKey, error) {
+// there, and may be.
+func readKeys(files List, create bool) ([]narinfo.PrivateKey, error) {
 	var keys []narinfo.PrivateKey
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) && dataDir() != "" && file == filepath.Join(dataDir(), "key") {
+		if create && errors.Is(err, fs.ErrNotExist) && dataDir() != "" && file == filepath.Join(dataDir(), "key") {
 			text, err = createKey(file)
 		}
 		if err != nil {

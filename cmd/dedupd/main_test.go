@@ -266,6 +266,15 @@ func TestKeys(t *testing.T) {
 	if err != nil || k.Name != "cache.example.org-1" {
 		t.Errorf("got public key %q (%v)", public, err)
 	}
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	former := "old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	out, err := dedupd(t, "", "key", "list", "--key-files", file, "--verify-keys", former)
+	if want := "signs      " + strings.TrimSpace(public) + "\nhas signed " + former + "\n"; err != nil || out != want {
+		t.Errorf("key list: got %q (%v), want %q", out, err, want)
+	}
 	if out, err := dedupd(t, "nonsense", "key", "public"); err == nil {
 		t.Errorf("public half of nonsense: got %q", out)
 	}

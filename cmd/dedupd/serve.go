@@ -54,7 +54,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		// The limit is for what Go knows of. The rest is mapped files and stacks of threads.
 		debug.SetMemoryLimit(int64(s.Memory) / 5 * 4)
 	}
-	keys, err := readKeys(s.KeyFiles)
+	keys, err := readKeys(s.KeyFiles, true)
 	if err != nil {
 		return err
 	}

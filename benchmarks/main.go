@@ -36,6 +36,7 @@ type settings struct {
 	dir        string
 	rounds     int
 	seconds    int
+	duration   int
 	parallel   int
 	splitter   string
 	size       int64
@@ -60,6 +61,8 @@ var benchmarks = []struct {
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
 	{"dump", "NARs out of a Nix store, against nix-store --dump", dumps},
+	{"load", "readers, uploads and downloads at once: no error, bounded memory", load},
+	{"latency", "p99 of narinfos while 16 clients upload, against idle", latency},
 	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
 }
 
@@ -82,7 +85,8 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&s.corpus, "corpus", os.Getenv("DEDUPD_CORPUS"), "`directory` with gen0 … gen3")
 	flags.StringVar(&s.dir, "dir", "", "where temporary data go; default the system's")
 	flags.IntVar(&s.rounds, "rounds", 5, "interleaved rounds; medians are reported")
-	flags.IntVar(&s.seconds, "seconds", 4, "duration of one measurement of serve and narinfo")
+	flags.IntVar(&s.seconds, "seconds", 4, "duration of one measurement of serve, narinfo and latency")
+	flags.IntVar(&s.duration, "duration", 60, "load: seconds")
 	flags.IntVar(&s.parallel, "parallel", 4, "uploads at once, but for memory")
 	flags.StringVar(&s.splitter, "splitter", "rabin", "splitter, but for ingest-*, which measure both")
 	flags.Int64Var(&s.size, "size", 500e6, "memory: bytes of each NAR")
@@ -108,8 +112,8 @@ func run(ctx context.Context, args []string) error {
 		flags.Usage()
 		return nil
 	}
-	if s.rounds < 1 || s.seconds < 1 || s.parallel < 1 || s.chunks < 1 || s.size < 1<<20 {
-		return errors.New("rounds, seconds, parallel and chunks are at least 1, size at least 1 MiB")
+	if s.rounds < 1 || s.seconds < 1 || s.duration < 1 || s.parallel < 1 || s.chunks < 1 || s.size < 1<<20 {
+		return errors.New("rounds, seconds, duration, parallel and chunks are at least 1, size at least 1 MiB")
 	}
 	if runtime.GOOS != "linux" {
 		return errors.New("measuring needs Linux's /proc")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -25,15 +26,8 @@ func narinfos(ctx context.Context, b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer r.kill()
-	var list strings.Builder
-	for _, f := range r.narinfos {
-		fmt.Fprintln(&list, f.path)
-	}
-	script, paths := filepath.Join(b.work, "narinfo.lua"), filepath.Join(b.work, "paths")
-	if err := os.WriteFile(script, narinfoScript, 0o644); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(paths, []byte(list.String()), 0o644); err != nil {
+	script, paths, err := b.wrkPaths(r.narinfos)
+	if err != nil {
 		return nil, err
 	}
 	var dedupd, nginx []float64
@@ -52,6 +46,16 @@ func narinfos(ctx context.Context, b *bench) ([]row, error) {
 	}
 	what := fmt.Sprintf("%d narinfos, 64 connections, access logs", len(r.narinfos))
 	return []row{compare(what, "requests/s", dedupd, "nginx", nginx, atLeast(0.5))}, nil
+}
+
+// wrkPaths writes what wrk needs to ask for files: its script, and their paths.
+func (b *bench) wrkPaths(files []file) (script, paths string, err error) {
+	var list strings.Builder
+	for _, f := range files {
+		fmt.Fprintln(&list, f.path)
+	}
+	script, paths = filepath.Join(b.work, "narinfo.lua"), filepath.Join(b.work, "paths")
+	return script, paths, errors.Join(os.WriteFile(script, narinfoScript, 0o644), os.WriteFile(paths, []byte(list.String()), 0o644))
 }
 
 var (

@@ -30,7 +30,7 @@ func MakeNAR(t testing.TB, contents ...[]byte) []byte {
 func PutManyChunkPack(t testing.TB, b bucket.Bucket, repo Repository, narBytes []byte) {
 	t.Helper()
 	s := testStore(t, t.TempDir(), func(o *Options) { o.Repository = repo })
-	o, err := s.ingest(t.Context(), bytes.NewReader(narBytes), true)
+	o, err := s.ingest(t.Context(), bytes.NewReader(narBytes), nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,7 @@ type ingest struct {
 	store *Store
 	cut   *cutter
 	hash  hash.Hash
+	turn  *turn // of the goroutine that cuts
 	tasks chan *task
 
 	mu      sync.Mutex
@@ -79,14 +80,15 @@ const (
 )
 
 // ingest reads an object from r to its end: a NAR, whose form is checked, or any bytes.
-// The caller closes what it returns.
-func (s *Store) ingest(ctx context.Context, r io.Reader, isNAR bool) (*object, error) {
+// Reading r is computing, done with the turn, where that is not nil. The caller closes
+// what it returns.
+func (s *Store) ingest(ctx context.Context, r io.Reader, reading *turn, isNAR bool) (*object, error) {
 	in := &ingest{
-		store: s, hash: sha256.New(), tasks: make(chan *task, maxTasks), claimed: map[packfile.ID]bool{},
+		store: s, hash: sha256.New(), turn: s.newTurn(), tasks: make(chan *task, maxTasks), claimed: map[packfile.ID]bool{},
 		object: &object{stage: &stage{dir: s.staging}, relies: map[packfile.Name]struct{}{}, damages: s.damages.Load()},
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	ahead := newReadAhead(r, &s.buffers)
+	ahead := newReadAhead(r, reading, &s.buffers)
 	var encoding errgroup.Group
 	var err error
 	if in.cut, err = newCutter(s.repo, &s.buffers, func(p piece) error { return in.start(ctx, &encoding, p) }); err != nil {
@@ -97,6 +99,8 @@ func (s *Store) ingest(ctx context.Context, r io.Reader, isNAR bool) (*object, e
 	g.Go(func() error {
 		defer close(in.tasks)
 		defer ahead.stop()
+		in.turn.take()
+		defer in.turn.give()
 		if isNAR {
 			return in.readNAR(ahead)
 		}
@@ -120,7 +124,7 @@ type tee struct {
 }
 
 func (t tee) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
+	n, err := waitingReader{t.r, t.in.turn}.Read(p)
 	t.in.hash.Write(p[:n])
 	t.in.cut.Write(p[:n])
 	return n, err
@@ -218,7 +222,9 @@ func (in *ingest) readBytes(r io.Reader) error {
 // start takes a piece from the cutter and has it encoded as soon as there is memory.
 func (in *ingest) start(ctx context.Context, encoding *errgroup.Group, p piece) error {
 	t := &task{piece: p, weight: pieceWeight * int64(cap(p.masked)), done: make(chan struct{})}
-	if err := in.store.memory.Acquire(ctx, t.weight); err != nil {
+	var err error
+	in.turn.while(func() { err = in.store.memory.Acquire(ctx, t.weight) })
+	if err != nil {
 		return err
 	}
 	if len(p.masked) < in.store.repo.Literal {
@@ -226,18 +232,23 @@ func (in *ingest) start(ctx context.Context, encoding *errgroup.Group, p piece) 
 	} else {
 		encoding.Go(func() error {
 			defer close(t.done)
+			turn := in.store.newTurn()
+			turn.take()
+			defer turn.give()
 			t.err = in.encode(ctx, t)
 			return nil
 		})
 	}
-	select {
-	case in.tasks <- t:
-		return nil
-	case <-ctx.Done():
-		<-t.done
-		in.free(t)
-		return ctx.Err()
-	}
+	in.turn.while(func() {
+		select {
+		case in.tasks <- t:
+		case <-ctx.Done():
+			<-t.done
+			in.free(t)
+			err = ctx.Err()
+		}
+	})
+	return err
 }
 
 func (in *ingest) free(t *task) {

@@ -23,7 +23,7 @@ func TestServeFramesOfManyChunks(t *testing.T) {
 	narBytes := makeNAR(t, files...)
 
 	s := testStore(t, t.TempDir())
-	o, err := s.ingest(t.Context(), bytes.NewReader(narBytes), true)
+	o, err := s.ingest(t.Context(), bytes.NewReader(narBytes), nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 // own, a few blocks ahead of the one who reads from it.
 type readAhead struct {
 	src     io.Reader
+	turn    *turn // of the goroutine, for decoding
 	pool    *bufferPool
 	full    chan block
 	stopped chan struct{}
@@ -27,8 +28,8 @@ const (
 	blocksFull = 3
 )
 
-func newReadAhead(src io.Reader, pool *bufferPool) *readAhead {
-	return &readAhead{src: src, pool: pool, full: make(chan block, blocksFull), stopped: make(chan struct{})}
+func newReadAhead(src io.Reader, t *turn, pool *bufferPool) *readAhead {
+	return &readAhead{src: src, turn: t, pool: pool, full: make(chan block, blocksFull), stopped: make(chan struct{})}
 }
 
 // run reads until the source ends, fails, or nobody wants more. The error of the source
@@ -38,11 +39,13 @@ func (r *readAhead) run(ctx context.Context) error {
 	for {
 		b := r.pool.get(blockSize)
 		n, err := 0, error(nil)
+		r.turn.take()
 		for n < len(b) && err == nil {
 			var k int
 			k, err = r.src.Read(b[n:])
 			n += k
 		}
+		r.turn.give()
 		select {
 		case r.full <- block{b[:n], err}:
 		case <-r.stopped:

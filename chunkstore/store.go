@@ -44,6 +44,9 @@ type Options struct {
 	PackSize int64
 	// FlushInterval is the age at which a commit's pack is sealed; default 30 s.
 	FlushInterval time.Duration
+	// Workers is how many processors uploads may keep busy; default GOMAXPROCS. Where that
+	// is one more, readers do not wait for uploads.
+	Workers int
 	// PieceMemory bounds, in bytes, what chunks of running uploads take on their way to
 	// disk; default 48 MiB. Beside it an upload has buffers of about 5 MiB.
 	PieceMemory int64
@@ -84,6 +87,9 @@ func (o *Options) setDefaults() {
 	if o.FlushInterval == 0 {
 		o.FlushInterval = 30 * time.Second
 	}
+	if o.Workers == 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
 	if o.PieceMemory == 0 {
 		o.PieceMemory = 48 << 20
 	}
@@ -121,7 +127,8 @@ type Store struct {
 	uploads  *admission
 	plans    *planCache
 	buffers  bufferPool
-	encoders chan *packfile.Encoder // one for each processor
+	turns    chan struct{}          // see turn
+	encoders chan *packfile.Encoder // one for each of Options.Workers
 	decoders chan *packfile.Decoder
 	memory   *semaphore.Weighted // bytes of Options.PieceMemory
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
@@ -209,8 +216,8 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 }
 
 func (s *Store) makeCodecs() error {
-	n := runtime.GOMAXPROCS(0)
-	s.encoders, s.decoders = make(chan *packfile.Encoder, n), make(chan *packfile.Decoder, n)
+	n := s.opts.Workers
+	s.turns, s.encoders, s.decoders = make(chan struct{}, n), make(chan *packfile.Encoder, n), make(chan *packfile.Decoder, n)
 	for range n {
 		e, err := packfile.NewEncoder(packfile.LevelDefault)
 		if err != nil {

@@ -35,7 +35,8 @@ func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept fun
 		return nil, err
 	}
 	defer end()
-	u := newUpload(newSizeLimit(r, s.MaxNAR()))
+	reading := s.newTurn()
+	u := newUpload(newSizeLimit(waitingReader{r, reading}, s.MaxNAR()))
 	head, err := u.Peek(compression.HeaderSize)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -63,16 +64,16 @@ func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept fun
 		return nil, badFile(err)
 	}
 	defer plain.Close()
-	return s.putNAR(ctx, name, typ, u, plain, accept)
+	return s.putNAR(ctx, name, typ, u, plain, reading, accept)
 }
 
-func (s *Store) putNAR(ctx context.Context, name string, typ compression.Type, u *upload, plain io.Reader, accept func(*File) error) (*File, error) {
+func (s *Store) putNAR(ctx context.Context, name string, typ compression.Type, u *upload, plain io.Reader, reading *turn, accept func(*File) error) (*File, error) {
 	var crc hash.Hash32
 	if typ == compression.Gzip { // its stored mode needs it
 		crc = crc32.NewIEEE()
 		plain = io.TeeReader(plain, crc)
 	}
-	o, err := s.ingest(ctx, newSizeLimit(plain, s.MaxNAR()), true)
+	o, err := s.ingest(ctx, newSizeLimit(plain, s.MaxNAR()), reading, true)
 	if err != nil {
 		return nil, badFile(err)
 	}
@@ -140,7 +141,7 @@ func (s *Store) PutFile(ctx context.Context, name string, r io.Reader) (*File, e
 		f := &File{Name: name, Content: hash, Size: int64(len(head)), FileSize: int64(len(head)), FileHash: hash, inline: head}
 		return f, s.commitFile(ctx, f, nil)
 	}
-	o, err := s.ingest(ctx, io.MultiReader(bytes.NewReader(head), r), false)
+	o, err := s.ingest(ctx, io.MultiReader(bytes.NewReader(head), r), nil, false)
 	if err != nil {
 		return nil, err
 	}

@@ -121,7 +121,7 @@ func spread(lines []line, bottom float64) {
 	order := make([]*line, 0, len(lines))
 	for i := range lines { // by their place, the lowest first
 		at := len(order)
-		for at > 0 && order[at-1].LabelY < lines[i].LabelY {
+		for at > 0 && order[at-1].LabelY <= lines[i].LabelY {
 			at--
 		}
 		order = append(order[:at], append([]*line{&lines[i]}, order[at:]...)...)

@@ -3,6 +3,7 @@ package site
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/dedupd/dedupd/access"
@@ -72,6 +73,7 @@ func (s *Site) path(ctx context.Context, p *page, hashPart string, who *access.I
 		}
 		pp.References = append(pp.References, reference{ref, have != nil})
 	}
+	slices.SortStableFunc(pp.References, func(a, b reference) int { return strings.Compare(a.Name(), b.Name()) })
 	if pp.LogURL, err = s.logURL(ctx, info); err != nil {
 		return nil, err
 	}

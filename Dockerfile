@@ -19,5 +19,7 @@ ENV XDG_DATA_HOME=/data DEDUPD_LISTEN=:8080
 VOLUME /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM
+# Making the index anew from a large bucket takes minutes.
+HEALTHCHECK --start-period=10m CMD ["/dedupd", "ready"]
 ENTRYPOINT ["/dedupd"]
 CMD ["serve"]

@@ -2,6 +2,7 @@ package dedupd_test
 
 import (
 	"debug/elf"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -122,5 +123,33 @@ func TestImageIsStatic(t *testing.T) {
 	}
 	if out, err := exec.Command(binary, "version").Output(); err != nil || !strings.HasPrefix(string(out), "dedupd 1.2.3 ") {
 		t.Errorf("got version %q (%v)", out, err)
+	}
+}
+
+// TestTroubleshooting looks in the source for the messages that docs/operations.md says
+// what to do about.
+func TestTroubleshooting(t *testing.T) {
+	var source strings.Builder
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			source.WriteString(readFile(t, path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(readFile(t, "docs/operations.md"), "## When something is wrong")
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := regexp.MustCompile(`(?m)^\| (`+"`"+`.*?`+"`"+`) \|`).FindAllStringSubmatch(section, -1)
+	if len(rows) < 15 {
+		t.Fatalf("found %d messages", len(rows))
+	}
+	for _, row := range rows {
+		for message := range strings.SplitSeq(strings.Trim(row[1], "`"), "`, `") {
+			if !strings.Contains(source.String(), message) {
+				t.Errorf("nothing says %q", message)
+			}
+		}
 	}
 }

@@ -33,12 +33,16 @@ func (s *Stats) WriteText(w io.Writer) error {
 //	GET /stats               Stats
 //	GET /check?read-data=1   chunkstore.CheckReport
 //	POST /check              chunkstore.CheckReport, after repairing
+//	GET /readyz?write=1      Readiness, always with status 200
 //	GET /metrics             as in the gateway
 //	GET /debug/pprof/        as in the gateway
 func (g *Gateway) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", g.metrics)
 	mux.Handle("GET /debug/pprof/", profiles)
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		g.reply(w, r, func(context.Context) (any, error) { return g.readiness(r), nil })
+	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
 		g.reply(w, r, func(ctx context.Context) (any, error) {
 			stats, err := g.store.Stats(ctx)

@@ -18,8 +18,8 @@ func (g *Gateway) getHealth(w *response, r *http.Request) error {
 	return g.answerJSON(w, r, http.StatusOK, map[string]bool{"healthy": true})
 }
 
-// readiness is the answer of /readyz.
-type readiness struct {
+// Readiness is the answer of /readyz.
+type Readiness struct {
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons,omitempty"`
 }
@@ -27,21 +27,27 @@ type readiness struct {
 // getReady says whether the store can be read, or, with ?write=1, written to as well, by
 // 200 or 503. The reasons name files and addresses; they are for those who may read.
 func (g *Gateway) getReady(w *response, r *http.Request) error {
+	ready, status := g.readiness(r), http.StatusOK
+	if !ready.Ready {
+		status = http.StatusServiceUnavailable
+	}
+	if _, err := g.cfg.Access.Allow(r, access.Read); err != nil {
+		ready.Reasons = nil
+	}
+	return g.answerJSON(w, r, status, ready)
+}
+
+func (g *Gateway) readiness(r *http.Request) *Readiness {
 	health := g.prober.health(r.Context())
 	reasons := health.Read
 	if r.URL.Query().Get("write") == "1" {
 		reasons = append(reasons[:len(reasons):len(reasons)], health.Write...)
 	}
-	ready, status := readiness{Ready: len(reasons) == 0}, http.StatusOK
-	if !ready.Ready {
-		status = http.StatusServiceUnavailable
+	ready := &Readiness{Ready: len(reasons) == 0}
+	for _, reason := range reasons {
+		ready.Reasons = append(ready.Reasons, reason.Error())
 	}
-	if _, err := g.cfg.Access.Allow(r, access.Read); err == nil {
-		for _, reason := range reasons {
-			ready.Reasons = append(ready.Reasons, reason.Error())
-		}
-	}
-	return g.answerJSON(w, r, status, ready)
+	return ready
 }
 
 // answerJSON answers with v, which no cache keeps.

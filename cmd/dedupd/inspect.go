@@ -96,6 +96,37 @@ func checkCommand() *cobra.Command {
 	return cmd
 }
 
+func readyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ready",
+		Short: "Ask a running server whether it can serve",
+		Long: "Ask the server that has the state directory whether it can serve. The exit status is 1\n" +
+			"if not, or if there is none. This is for containers; others ask for /readyz.",
+		Args: cobra.NoArgs,
+	}
+	settings := addInspectFlags(cmd)
+	writable := cmd.Flags().Bool("write", false, "whether it takes uploads, too")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		request := "GET /readyz"
+		if *writable {
+			request += "?write=1"
+		}
+		var answer gateway.Readiness
+		if err := askServer(cmd.Context(), s.State, request, &answer); err != nil {
+			return err
+		}
+		if !answer.Ready {
+			return fmt.Errorf("not ready: %s", strings.Join(answer.Reasons, "; "))
+		}
+		return nil
+	}
+	return cmd
+}
+
 // packProgress returns a function that shows how many packs are done, nil if w is no
 // terminal.
 func packProgress(w io.Writer) func(done, total int) {

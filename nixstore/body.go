@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"strings"
 	"sync"
 
 	"github.com/dedupd/dedupd/nar"
@@ -41,11 +42,11 @@ func (s *Store) NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (io.R
 		return nil, 0, ctx.Err()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	b := &body{store: s, info: info, cancel: cancel, full: make(chan []byte, blocksAhead), free: make(chan []byte, blocksAhead+2), off: off, end: size}
+	b := &body{store: s, info: info, ctx: ctx, cancel: cancel, full: make(chan []byte, blocksAhead), free: make(chan []byte, blocksAhead+2), off: off, end: size}
 	if off == 0 {
 		b.hash = sha256.New()
 	}
-	b.done.Go(func() { b.run(ctx, off) })
+	b.done.Go(func() { b.run(off) })
 	return b, size, nil
 }
 
@@ -61,6 +62,7 @@ const (
 type body struct {
 	store  *Store
 	info   *narinfo.NarInfo
+	ctx    context.Context // until Close
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	full   chan []byte // closed at the end, after err is set
@@ -76,9 +78,9 @@ type body struct {
 	failed error
 }
 
-func (b *body) run(ctx context.Context, off int64) {
-	w := &blockWriter{ctx: ctx, b: b, skip: off}
-	depth, err := dump(ctx, w, b.store.path(b.info.StorePath), off)
+func (b *body) run(off int64) {
+	w := &blockWriter{b: b, skip: off}
+	depth, err := dump(b.ctx, w, b.store.path(b.info.StorePath), off)
 	if err == nil {
 		err = w.flush()
 	}
@@ -94,7 +96,6 @@ func (b *body) run(ctx context.Context, off int64) {
 
 // A blockWriter cuts what it gets, from the byte skip on, into blocks.
 type blockWriter struct {
-	ctx   context.Context
 	b     *body
 	skip  int64
 	block []byte
@@ -132,8 +133,8 @@ func (w *blockWriter) flush() error {
 	case w.b.full <- w.block:
 		w.block = nil
 		return nil
-	case <-w.ctx.Done():
-		return w.ctx.Err()
+	case <-w.b.ctx.Done():
+		return w.b.ctx.Err()
 	}
 }
 
@@ -205,11 +206,14 @@ func (b *body) next() error {
 	return nil
 }
 
-// damage has the path count as absent if that is what err says.
+// damage has the path count as absent if err says so, and if Nix still has it: who deletes a
+// path changes its files, too.
 func (b *body) damage(err error) error {
-	if errors.Is(err, ErrDamaged) {
+	path := b.info.StorePath.Path(b.store.dir)
+	row, lookup := b.store.db.path(b.ctx, strings.TrimSuffix(path, b.info.StorePath.Name()))
+	if errors.Is(err, ErrDamaged) && lookup == nil && row.path == path {
 		b.store.markDamaged(b.info.StorePath)
-		b.store.log.Error("a path of the Nix store is damaged; see nix-store --verify-path", "path", b.info.StorePath.Path(b.store.dir), "err", err)
+		b.store.log.Error("a path of the Nix store is damaged; see nix-store --verify-path", "path", path, "err", err)
 	}
 	return fmt.Errorf("NAR of %s: %w", b.info.StorePath, err)
 }

@@ -195,6 +195,47 @@ func overwrite(path string, off int64, text string) error {
 	return errors.Join(err, f.Close())
 }
 
+// TestDeleted has Nix delete a path that is being read: that is no damage.
+func TestDeleted(t *testing.T) {
+	n := oneNix(t)
+	p := n.add(build(t, append(varied, file{name: "zz", contents: randomText(1 << 20)})))
+	s := n.open()
+	info, err := s.NarInfo(t.Context(), p.HashPart())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _, err := s.NAR(t.Context(), info, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	n.store("--delete", p.Path("/nix/store"))
+	if _, err := io.ReadAll(body); err == nil {
+		t.Error("got the whole NAR")
+	}
+	n.add(build(t, append(varied, file{name: "zz", contents: randomText(1 << 20)})))
+	if _, err := s.NarInfo(t.Context(), p.HashPart()); err != nil {
+		t.Errorf("when it is there again: %v", err)
+	}
+}
+
+// TestOddDirectory has a store where its path must be quoted in a URL.
+func TestOddDirectory(t *testing.T) {
+	n := oneNix(t)
+	p := n.add("dump_test.go")
+	odd := filepath.Join(t.TempDir(), "a b#%41?mode=rw&c")
+	if err := os.Rename(n.root, odd); err != nil {
+		t.Fatal(err)
+	}
+	n.root = odd
+	if _, err := n.open().NarInfo(t.Context(), p.HashPart()); err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(odd, "nix/var/nix/db")); err != nil || len(entries) > 6 {
+		t.Errorf("got %v, %v", entries, err)
+	}
+}
+
 // TestGone has paths that are valid, and not there.
 func TestGone(t *testing.T) {
 	n := oneNix(t)

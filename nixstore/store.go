@@ -73,15 +73,18 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if !filepath.IsAbs(s.dir) || filepath.Clean(s.dir) != s.dir {
 		return nil, fmt.Errorf("store directory %q is not a clean absolute path", s.dir)
 	}
-	s.real = filepath.Join(opts.Root, s.dir)
-	state := cmp.Or(opts.State, filepath.Join("/", opts.Root, "nix/var/nix"))
+	root, err := filepath.Abs(cmp.Or(opts.Root, "/"))
+	if err != nil {
+		return nil, err
+	}
+	s.real = filepath.Join(root, s.dir)
+	state := cmp.Or(opts.State, filepath.Join(root, "nix/var/nix"))
 	s.logs = filepath.Join(state, "../log/nix/drvs")
 	if info, err := os.Stat(s.real); err != nil {
 		return nil, fmt.Errorf("open Nix store: %w", err)
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("open Nix store: %s is not a directory", s.real)
 	}
-	var err error
 	if s.db, err = openDatabase(ctx, filepath.Join(state, "db")); err != nil {
 		return nil, fmt.Errorf("open Nix store: %w", err)
 	}

@@ -41,7 +41,7 @@ func newSource(u Upstream, log *slog.Logger) *source {
 
 // ask puts a question about name, unless the answer is known.
 func (s *source) ask(name string, question func() error) error {
-	if _, ok := s.absent.GetIfPresent(name); ok && !s.Local {
+	if _, ok := s.absent.GetIfPresent(name); ok {
 		return upstream.ErrNotFound
 	}
 	if err := s.breaker.allow(time.Now()); err != nil {
@@ -49,7 +49,7 @@ func (s *source) ask(name string, question func() error) error {
 	}
 	err := question()
 	s.breaker.report(time.Now(), err)
-	if errors.Is(err, upstream.ErrNotFound) {
+	if errors.Is(err, upstream.ErrNotFound) && !s.Local {
 		s.absent.Set(name, struct{}{})
 	}
 	return err

@@ -38,6 +38,7 @@ type Options struct {
 
 // A Report says what a Push has done.
 type Report struct {
+	DryRun   bool     `json:"dry_run"`
 	Paths    int      `json:"paths"`    // all that were to be there
 	Present  int      `json:"present"`  // were there
 	Missing  []string `json:"missing"`  // store paths that were not
@@ -56,17 +57,17 @@ type Failed struct {
 	Error string `json:"error"`
 }
 
-// WriteText writes the report for people.
+// WriteText writes the report for people; of a dry run only what is missing, for programs.
 func (r *Report) WriteText(w io.Writer) error {
-	if r.Paths == r.Present {
-		_, err := fmt.Fprintf(w, "all of %d paths are there\n", r.Paths)
-		return err
-	}
-	if r.Uploaded+len(r.Failed) == 0 { // a dry run
+	if r.DryRun {
 		for _, p := range r.Missing {
 			fmt.Fprintln(w, p)
 		}
 		return nil
+	}
+	if r.Paths == r.Present {
+		_, err := fmt.Fprintf(w, "all of %d paths are there\n", r.Paths)
+		return err
 	}
 	for _, f := range r.Failed {
 		fmt.Fprintf(w, "%s: %s\n", f.Path, f.Error)
@@ -111,6 +112,7 @@ func Push(ctx context.Context, source upstream.Source, infos []*narinfo.NarInfo,
 	p := newPusher(c, source, missing)
 	report := &p.report
 	report.Missing, report.Failed = []string{}, []Failed{} // not null in JSON
+	report.DryRun = opts.DryRun
 	report.Paths, report.Present = len(infos), len(infos)-len(missing)
 	for _, info := range missing {
 		report.Missing = append(report.Missing, info.StorePath.Path(opts.StoreDir))

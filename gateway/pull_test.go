@@ -232,4 +232,3 @@ func TestPullNames(t *testing.T) {
 }
 
 func plain(_ testing.TB, b []byte) []byte { return b }
-

@@ -99,7 +99,7 @@ func (p *Puller) sweep() {
 // remove forgets f. Who uses it can go on. p.mu is held.
 func (p *Puller) remove(f *fetch) {
 	delete(p.fetches, f.path.file)
-	if f.written > 0 {
+	if f.written > 0 && !f.path.plain() {
 		p.gone.Set(f.path.file, struct{}{})
 	}
 	f.close()

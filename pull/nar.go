@@ -113,9 +113,12 @@ func (p *Puller) Gone(file string) bool {
 	return ok
 }
 
-// etag returns the ETag of the path's file. Without a FileHash nobody knows whether the
-// next download will bring the same bytes.
+// etag returns the ETag of the path's file. Without a hash of its bytes nobody knows whether
+// the next download will bring the same.
 func (t *path) etag() string {
+	if t.plain() {
+		return `"pulled-` + narinfo.EncodeNix32(t.info.NarHash[:]) + `"`
+	}
 	if t.info.FileHash.Algo() == narinfo.SHA256 {
 		return `"pulled-` + t.info.FileHash.Nix32() + `"`
 	}

@@ -22,6 +22,11 @@ type path struct {
 	file   string           // name of the NAR here, without nar/
 }
 
+// plain says whether the file is the NAR itself.
+func (t *path) plain() bool {
+	return t.info.Compression == string(compression.None) && !t.info.StorePath.IsZero()
+}
+
 func newPathCache() *otter.Cache[string, *path] {
 	return otter.Must(&otter.Options[string, *path]{
 		MaximumWeight: memory,

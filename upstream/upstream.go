@@ -22,7 +22,7 @@ type Source interface {
 	// verified but its form.
 	NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error)
 	// NAR opens the file that a narinfo of this source names as its URL, from byte off
-	// on. size is that of the whole file in bytes, or -1 if it is not known. The body
+	// on. There may be nothing in info but the URL. size is that of the whole file in bytes, or -1 if it is not known. The body
 	// ends with an error, never with io.EOF, where it is cut short of that.
 	NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (body io.ReadCloser, size int64, err error)
 	// File opens a small file of the cache by its name, such as log/<derivation>, without

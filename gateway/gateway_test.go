@@ -61,6 +61,12 @@ func startLimited(t testing.TB, limits chunkstore.Limits, change ...func(*gatewa
 // upstreams, if there are any.
 func startPulling(t testing.TB, dir string, limits chunkstore.Limits, upstreams *pull.Config, change ...func(*gateway.Config)) *server {
 	t.Helper()
+	return startAt(t, "127.0.0.1:0", dir, limits, upstreams, change...)
+}
+
+// startAt is startPulling at an address.
+func startAt(t testing.TB, addr, dir string, limits chunkstore.Limits, upstreams *pull.Config, change ...func(*gateway.Config)) *server {
+	t.Helper()
 	s := &server{t: t, dir: dir, log: &logBuffer{}, client: &http.Client{Transport: &http.Transport{
 		DisableCompression: true, ExpectContinueTimeout: 5 * time.Second,
 	}}}
@@ -87,7 +93,7 @@ func startPulling(t testing.TB, dir string, limits chunkstore.Limits, upstreams 
 		c(&cfg)
 	}
 	s.gateway = gateway.New(s.store, cfg)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

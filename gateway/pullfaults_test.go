@@ -196,7 +196,7 @@ func TestPullFaults(t *testing.T) {
 				t.Errorf("NAR: got %d bytes of other contents", len(body))
 			}
 			if tt.nar == 200 {
-				s.waitStored(f)
+				s.waitStored(f.path.HashPart())
 			} else {
 				s.stop()
 				s.nothingStored(f)

@@ -80,7 +80,7 @@ func (g *Gateway) getUpstreamNAR(w *response, r *http.Request, res resource, not
 func (g *Gateway) servePulled(w *response, r *http.Request, n *pull.NAR) error {
 	cache := cacheForever
 	if !n.Verified || n.Local && r.Header["Range"] != nil {
-		cache = cacheShort
+		cache = cacheNever
 	}
 	if n.Size < 0 {
 		return g.serveStream(w, r, narType, cache, func(ctx context.Context, w io.Writer) error {

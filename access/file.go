@@ -134,14 +134,15 @@ func update(file string, change func([]Token) ([]Token, error)) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	// Not the file itself, which is replaced.
-	lock, err := os.OpenFile(file+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	// The directory is locked: the file itself is replaced, and one more would belong to
+	// whoever came first.
+	dir, err := os.Open(filepath.Dir(file))
 	if err != nil {
 		return err
 	}
-	defer lock.Close() // ends the lock
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	defer dir.Close() // ends the lock
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", dir.Name(), err)
 	}
 	tokens, err := List(file)
 	if err != nil {
@@ -154,10 +155,14 @@ func update(file string, change func([]Token) ([]Token, error)) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(file, append(text, '\n'))
+	if err := replaceFile(file, append(text, '\n')); err != nil {
+		return err
+	}
+	return dir.Sync()
 }
 
-// replaceFile writes a file of mode 0600, whole or not at all. It belongs to whom the old
+// replaceFile writes a file of mode 0600, whole or not at all. The caller syncs its
+// directory. It belongs to whom the old
 // one belonged to, or its directory: "sudo dedupd token create" must not make a file
 // that the server cannot read.
 func replaceFile(file string, text []byte) error {
@@ -179,13 +184,5 @@ func replaceFile(file string, text []byte) error {
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return os.Rename(tmp.Name(), file)
 }

@@ -21,7 +21,7 @@ type Tokens struct {
 	next  atomic.Int64                      // when the file is looked at again, in Unix nanoseconds
 	busy  atomic.Bool                       // held by who looks at it, and owns what follows
 
-	seen     fs.FileInfo // of the file that known is from, or that could not be read; nil: no file
+	seen     fs.FileInfo // of the file that known is from; nil if there was none
 	complain rate.Sometimes
 }
 

@@ -53,7 +53,7 @@ func (g *Gateway) serve(ctx context.Context, h http.Handler, listeners ...net.Li
 		IdleTimeout:       keepAliveTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
-		TLSConfig:         g.cfg.TLS,
+		TLSConfig:         g.cfg.TLS.Clone(), // the server changes it
 		HTTP2:             &http2,
 	}
 	group, ctx := errgroup.WithContext(ctx)

@@ -88,9 +88,9 @@ func (s *server) open(method, path string, body io.Reader) (*http.Response, erro
 // not.
 func TestStallHTTP2(t *testing.T) {
 	ca := accesstest.NewAuthority(t)
-	const timeout = 500 * time.Millisecond
+	const timeout = 2 * time.Second
 	s := startTLS(t, ca, chunkstore.Limits{}, func(c *gateway.Config) { c.IdleTimeout = timeout })
-	large := newFixture(t, 1, 20_000_000)
+	large := newFixture(t, 1, 12_000_000)
 	s.upload(large)
 
 	stalled, err := s.open("GET", large.plainURL(), nil)

@@ -275,11 +275,13 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 	case kindInside:
 		return g.getInside(w, r, res)
 	case kindMetrics:
+		w.Header().Set("Cache-Control", cacheNever)
 		g.metrics.ServeHTTP(w, r)
 		return nil
 	case kindPage:
 		return g.getPage(w, r)
 	case kindProfile:
+		w.Header().Set("Cache-Control", cacheNever)
 		profiles.ServeHTTP(w, r)
 		return nil
 	case kindHealth:

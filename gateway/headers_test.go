@@ -18,8 +18,8 @@ const acceptAll = "Accept-Encoding: deflate, gzip, br, zstd" // as Nix 2.34 has 
 // A variety is a path with something of everything that is served, and where that is.
 type variety struct {
 	*fixture
-	narInfo, listing, narListing, plain, frames, old, log string
-	logText                                               []byte
+	narInfo, listing, narListing, plain, frames, old, log, dir string
+	logText                                                    []byte
 }
 
 // uploadVariety uploads a NAR of many files, with a narinfo of many references, and a log.
@@ -57,6 +57,7 @@ func (s *server) uploadVariety() *variety {
 	v.plain, v.frames = v.plainURL(), "/"+s.narInfo(v.fixture).URL
 	v.log, v.logText = "/log/"+strings.Repeat("0", 32)+"-x.drv", bytes.Repeat([]byte("a line of the log\n"), 1000)
 	s.want(200, "PUT", v.log, v.logText)
+	v.dir = "/serve/" + v.path.String() + "/"
 	return v
 }
 
@@ -161,19 +162,25 @@ func TestCaching(t *testing.T) {
 			{"GET", v.listing, 200, "max-age=3600", "Accept-Encoding", true},
 			{"GET", v.narListing, 200, "max-age=3600", "Accept-Encoding", true},
 			{"GET", v.log, 200, "max-age=3600", "Accept-Encoding", true},
+			{"GET", v.dir + "file001", 200, "max-age=3600", "", true},
+			{"GET", v.dir, 200, "max-age=3600", "Accept, Accept-Encoding", true},
 			{"GET", "/nix-cache-info", 200, "max-age=60", "", false},
 			{"GET", "/" + strings.Repeat("0", 32) + ".narinfo", 404, "no-store", "", false},
 			{"GET", "/nar/missing.nar", 404, "no-store", "", false},
 			{"GET", "/nar/missing.nar/ls", 404, "no-store", "", false},
 			{"GET", "/log/missing", 404, "no-store", "", false},
+			{"GET", v.dir + "missing", 404, "no-store", "", false},
 			{"GET", "/elsewhere", 404, "no-store", "", false},
 			{"DELETE", v.narInfo, 405, "no-store", "", false},
 			{"OPTIONS", "/nix-cache-info", 405, "no-store", "", false},
 			{"PUT", v.narListing, 405, "no-store", "", false},
+			{"GET", "/healthz", 200, "no-store", "", false},
+			{"GET", "/readyz", 200, "no-store", "", false},
+			{"GET", "/metrics", 200, "no-store", "Accept", false},
 			{"POST", "/" + gateway.MissingURL, 200, "no-store", "", false},
 		} {
 			want := tt.cache
-			if tt.status == 200 && tt.method == "GET" {
+			if tt.status == 200 && want != "no-store" {
 				want = scope + ", " + want
 			}
 			a := s.want(tt.status, tt.method, tt.url, nil)

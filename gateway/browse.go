@@ -46,7 +46,7 @@ func (g *Gateway) getInside(w *response, r *http.Request, res resource) error {
 		typ = "application/octet-stream"
 	}
 	_, err = w.serve(r, &content{
-		size: node.Size, etag: codedETag(hashETag(hash), "at-"+strconv.FormatInt(node.Offset, 10)), typ: typ, cache: cacheHours,
+		size: node.Size, etag: codedETag(hashETag(hash), "at-"+strconv.FormatInt(node.Offset, 10)), typ: typ, cache: g.cache.hours,
 		write: func(ctx context.Context, w io.Writer, off, n int64) error {
 			return o.WritePlain(ctx, w, node.Offset+off, n)
 		},
@@ -69,7 +69,7 @@ func (g *Gateway) serveDirectory(w *response, r *http.Request, dir *nar.Node) er
 	if err != nil {
 		return err
 	}
-	c := textContent(newText(b), hashETag(sha256.Sum256(b)), typ, cacheHours).choose(w.Header(), r)
+	c := textContent(newText(b), hashETag(sha256.Sum256(b)), typ, g.cache.hours).choose(w.Header(), r)
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
 	_, err = w.serve(r, c)
 	return err

@@ -101,10 +101,9 @@ func TestInside(t *testing.T) {
 		{base + "/a.html/", 404, "", ""},
 		{base + "/a.html/x", 404, "", ""},
 		{base + "/nothing", 404, "no such file", ""},
-		{base + "/../" + other.path.String() + "/x", 200, "other", ""},
-		{base + "/../../etc/passwd", 404, "leads out", ""},
-		{base + "/../..", 404, "leads out", ""},
-		{base + "/..", 404, "store directory", ""},
+		{base + "/../" + other.path.String() + "/x", 404, "dot segment", ""},
+		{base + "/./a.html", 404, "dot segment", ""},
+		{base + "/..", 404, "dot segment", ""},
 		{hash + "-another/a.html", 404, "not found", ""},
 		{strings.Repeat("0", 32) + "-x/a.html", 404, "not found", ""},
 		{"x/a.html", 404, "no store path", ""},
@@ -157,7 +156,7 @@ func TestDirectory(t *testing.T) {
 		t.Errorf("got %v for names that are not UTF-8", a)
 	}
 	const html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
-	for _, at := range []string{dir, dir + "/", dir + "/a", dir + "/a/b/", dir + "/odd", dir + "/odd/", dir + "/./odd//"} {
+	for _, at := range []string{dir, dir + "/", dir + "/a", dir + "/a/b/", dir + "/odd", dir + "/odd/", dir + "/odd//"} {
 		a := s.want(200, "GET", at, nil, html, acceptAll)
 		if a.Header.Get("Content-Type") != "text/html; charset=utf-8" || a.Header.Get("Vary") != "Accept, Accept-Encoding" {
 			t.Errorf("GET %s: got headers %v", at, a.Header)

@@ -24,7 +24,7 @@ func (g *Gateway) makeCacheInfo() []byte {
 func (g *Gateway) getCacheInfo(w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", "text/x-nix-cache-info")
-	h.Set("Cache-Control", cacheShort)
+	h.Set("Cache-Control", g.cache.short)
 	h.Set("Content-Length", strconv.Itoa(len(g.cacheInfo)))
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)

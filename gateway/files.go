@@ -33,7 +33,7 @@ func (g *Gateway) getFile(w *response, r *http.Request, res resource) error {
 // give way to one that is uploaded.
 func (g *Gateway) serveFile(w *response, r *http.Request, res resource, f *chunkstore.File) error {
 	c := &content{
-		size: f.Size, etag: hashETag(f.Content), typ: fileType(res.kind), cache: cacheHours,
+		size: f.Size, etag: hashETag(f.Content), typ: fileType(res.kind), cache: g.cache.hours,
 		write: func(ctx context.Context, w io.Writer, off, n int64) error {
 			return g.store.WriteFile(ctx, w, f, off, n)
 		},

@@ -150,18 +150,18 @@ type Gateway struct {
 	cfg      Config
 	log      *slog.Logger
 
-	cacheInfo  []byte
-	vouched    []narinfo.PublicKey                     // whose signatures are the gateway's own
-	narInfoAge []string                                // Cache-Control of narinfos, ready for a http.Header
-	narInfos   *otter.Cache[string, *narInfoText]      // by hash part
-	listings   *otter.Cache[chunkstore.Hash, *listing] // by NarHash
-	decoding   chan struct{}                           // slots for requests with a Content-Encoding
-	asking     chan struct{}                           // slots for queries of many paths
-	listSlots  chan struct{}                           // slots for making listings
-	served     counters
-	requests   *requestMetrics
-	metrics    http.Handler
-	prober     *prober
+	cacheInfo []byte
+	vouched   []narinfo.PublicKey // whose signatures are the gateway's own
+	cache     cacheControl
+	narInfos  *otter.Cache[string, *narInfoText]      // by hash part
+	listings  *otter.Cache[chunkstore.Hash, *listing] // by NarHash
+	decoding  chan struct{}                           // slots for requests with a Content-Encoding
+	asking    chan struct{}                           // slots for queries of many paths
+	listSlots chan struct{}                           // slots for making listings
+	served    counters
+	requests  *requestMetrics
+	metrics   http.Handler
+	prober    *prober
 }
 
 // New returns a gateway to store, which stays the caller's to close.
@@ -172,7 +172,7 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 		narInfos: newNarInfoCache(cfg.NarInfoCache), listings: newListingCache(cfg.ListingCache),
 		decoding: make(chan struct{}, maxDecoding),
 		asking:   make(chan struct{}, maxAsking), listSlots: make(chan struct{}, maxListings),
-		narInfoAge: []string{fmt.Sprintf("public, max-age=%d", cfg.NarInfoMaxAge/time.Second)},
+		cache: newCacheControl(cfg.Access.Anyone.Has(access.Read), cfg.NarInfoMaxAge),
 	}
 	g.cacheInfo = g.makeCacheInfo()
 	g.vouched = cfg.vouched()

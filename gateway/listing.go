@@ -85,7 +85,7 @@ func (g *Gateway) serveListing(w *response, r *http.Request, hash chunkstore.Has
 	} else if err != nil {
 		return err
 	}
-	c := textContent(t, codedETag(hashETag(hash), "ls-1"), fileType(kindListing), cacheHours)
+	c := textContent(t, codedETag(hashETag(hash), "ls-1"), fileType(kindListing), g.cache.hours)
 	_, err = w.serve(r, c.choose(w.Header(), r))
 	return err
 }

@@ -51,7 +51,7 @@ func (g *Gateway) getNarInfo(w *response, r *http.Request, res resource) error {
 	}
 	h := w.Header()
 	body := text.choose(h, r)
-	h["Content-Type"], h["Cache-Control"], h["Content-Length"] = narInfoType, g.narInfoAge, body.length
+	h["Content-Type"], h["Cache-Control"], h["Content-Length"] = narInfoType, g.cache.narInfo, body.length
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
 		return nil

@@ -133,7 +133,7 @@ func (g *Gateway) getStoredNAR(w *response, r *http.Request, res resource) error
 		if err != nil {
 			return err
 		}
-		return g.serveNAR(w, r, framesContent(hash, o, layout), o.Size())
+		return g.serveNAR(w, r, g.framesContent(hash, o, layout), o.Size())
 	}
 	f, err := g.store.File(r.Context(), res.name)
 	if errors.Is(err, chunkstore.ErrNotFound) {
@@ -151,7 +151,7 @@ func (g *Gateway) getStoredNAR(w *response, r *http.Request, res resource) error
 	if err != nil {
 		return err
 	}
-	c, err := storedContent(f, o)
+	c, err := g.storedContent(f, o)
 	if err != nil {
 		return err
 	}
@@ -169,13 +169,13 @@ func (g *Gateway) serveNAR(w *response, r *http.Request, c *content, size int64)
 // framesContent is a NAR as the frames that the store has of it. If these are not the
 // ones of layout any more, a client that starts gets them all the same, and one that
 // goes on where it stopped does not.
-func framesContent(hash chunkstore.Hash, o *chunkstore.Object, layout string) *content {
+func (g *Gateway) framesContent(hash chunkstore.Hash, o *chunkstore.Object, layout string) *content {
 	c := &content{
 		size: o.FrameSize(), etag: codedETag(hashETag(hash), o.Layout()),
-		typ: narType, cache: cacheForever, write: o.WriteFrames,
+		typ: narType, cache: g.cache.forever, write: o.WriteFrames,
 	}
 	if layout != o.Layout() {
-		c.noRanges, c.cache = true, cacheShort
+		c.noRanges, c.cache = true, g.cache.short
 	}
 	return c
 }
@@ -183,10 +183,10 @@ func framesContent(hash chunkstore.Hash, o *chunkstore.Object, layout string) *c
 // storedContent is a NAR in the compression of an upload. The bytes are not those of
 // the upload, but a fixed function of the NAR's. Where there is no compression, the frames
 // can be had as a Content-Encoding.
-func storedContent(f *chunkstore.File, o *chunkstore.Object) (*content, error) {
+func (g *Gateway) storedContent(f *chunkstore.File, o *chunkstore.Object) (*content, error) {
 	c := &content{
 		size: o.Size(), etag: codedETag(hashETag(f.Content), f.Compression),
-		typ: narType, cache: cacheForever, write: o.WritePlain,
+		typ: narType, cache: g.cache.forever, write: o.WritePlain,
 	}
 	if f.Compression == string(compression.None) {
 		c.offerFrames(o)

@@ -78,7 +78,7 @@ func (g *Gateway) getUpstreamNAR(w *response, r *http.Request, res resource, not
 }
 
 func (g *Gateway) servePulled(w *response, r *http.Request, n *pull.NAR) error {
-	cache := cacheForever
+	cache := g.cache.forever
 	if !n.Verified || n.Local && r.Header["Range"] != nil {
 		cache = cacheNever
 	}
@@ -131,7 +131,7 @@ func (g *Gateway) getUpstreamFile(w *response, r *http.Request, res resource, no
 		}
 		return g.serveFile(w, r, res, f)
 	}
-	return g.serveStream(w, r, fileType(res.kind), cacheShort, func(_ context.Context, w io.Writer) error {
+	return g.serveStream(w, r, fileType(res.kind), g.cache.short, func(_ context.Context, w io.Writer) error {
 		if _, err := io.Copy(w, src); err != nil {
 			return fmt.Errorf("%s, from upstream: %w: %v", res.name, pull.ErrFailed, err)
 		}

@@ -87,13 +87,30 @@ type content struct {
 	codings []string // the best first
 }
 
-// Values of Cache-Control. Where not everyone may read, "private" goes out for "public".
-const (
-	cacheNever   = "no-store"
-	cacheShort   = "public, max-age=60"   // of what may change
-	cacheHours   = "public, max-age=3600" // of what hardly ever does
-	cacheForever = "public, max-age=31536000, immutable"
-)
+// cacheNever is the Cache-Control of what may be something else in a moment.
+const cacheNever = "no-store"
+
+// A cacheControl holds the values of Cache-Control of what is there. Where not everyone may
+// read, a cache that is shared may keep nothing: it would hand it on to whoever asks next.
+// (RFC 9111, section 3.5.)
+type cacheControl struct {
+	forever string   // never changes
+	hours   string   // hardly ever
+	short   string   // may change
+	narInfo []string // that of narinfos, ready for a http.Header
+}
+
+func newCacheControl(public bool, narInfo time.Duration) cacheControl {
+	scope := "private"
+	if public {
+		scope = "public"
+	}
+	age := func(d time.Duration) string { return fmt.Sprintf("%s, max-age=%d", scope, d/time.Second) }
+	return cacheControl{
+		forever: age(365*24*time.Hour) + ", immutable", hours: age(time.Hour), short: age(time.Minute),
+		narInfo: []string{age(narInfo)},
+	}
+}
 
 // serve answers a GET or HEAD with c as it is, or the range of it that is asked for. It
 // returns how many bytes of c it has written.

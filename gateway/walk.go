@@ -52,6 +52,8 @@ func (w *walker) step(name string) error {
 		return notThere("there is a file on the way, where a directory should be")
 	}
 	switch {
+	case w.links == 0 && (name == "." || name == ".."):
+		return notThere("the URL has a dot segment, which clients resolve themselves")
 	case name == "" || name == ".":
 		return nil
 	case name == ".." && depth > 0:

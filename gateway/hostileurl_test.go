@@ -13,13 +13,16 @@ import (
 	"github.com/dedupd/dedupd/narinfo"
 )
 
-// raw sends text over a connection of its own, closes its side, and returns the
-// responses that come until the server does too.
+// raw sends text over a connection of its own, closes its side unless the server will be
+// the first to do so, and returns the responses that come until both are closed. (To
+// net/http, a client that has closed its side may have left.)
 func (s *server) raw(text string) (answers []*answer) {
 	s.t.Helper()
 	c, r := s.dial(text)
 	defer c.Close()
-	c.CloseWrite()
+	if !strings.Contains(text, "Connection: close") {
+		c.CloseWrite()
+	}
 	method, _, _ := strings.Cut(text, " ")
 	for {
 		resp, err := http.ReadResponse(r, &http.Request{Method: method})

@@ -1,7 +1,8 @@
 //go:build unix
 
 // Package nixstore reads a Nix store on this machine: what is in it from Nix's database,
-// and NARs from the files themselves. It needs no daemon, and changes nothing.
+// and NARs from the files themselves. It needs no daemon, and changes nothing, but that
+// SQLite makes its files beside the database where it may.
 package nixstore
 
 import (

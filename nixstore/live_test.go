@@ -106,6 +106,29 @@ func asNobody(t *testing.T, n *nix, p narinfo.StorePath) string {
 	return string(out)
 }
 
+const someSig = "a-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
+
+func databaseOf(n *nix) string { return filepath.Join(n.root, "nix/var/nix/db/db.sqlite") }
+
+// sign writes a signature into the database as Nix does, and has it open until the end of
+// the test: what was written is in the log only.
+func sign(t *testing.T, n *nix, p narinfo.StorePath) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+databaseOf(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec("update ValidPaths set sigs = ? where path = ?", someSig, p.Path("/nix/store")); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(databaseOf(n) + "-wal"); err != nil || info.Size() == 0 {
+		t.Fatalf("there is no log: %v", err)
+	}
+	return db
+}
+
 // TestUnprivileged reads a store that belongs to somebody else, whose database is open,
 // or not, or cannot be read.
 func TestUnprivileged(t *testing.T) {
@@ -123,26 +146,12 @@ func TestUnprivileged(t *testing.T) {
 		t.Errorf("nobody has the database open: got %q", got)
 	}
 
-	// Nix has it open, and has written what is in the log only.
-	file := filepath.Join(n.root, "nix/var/nix/db/db.sqlite")
-	db, err := sql.Open("sqlite", "file:"+file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	db.SetMaxOpenConns(1)
-	const sig = "a-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
-	if _, err := db.Exec("update ValidPaths set sigs = ? where path = ?", sig, p.Path("/nix/store")); err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(file + "-wal"); err != nil || info.Size() == 0 {
-		t.Fatalf("there is no log: %v", err)
-	}
-	if got, want := asNobody(t, n, p), "ok["+sig+"]"; got != want {
+	db := sign(t, n, p)
+	if got, want := asNobody(t, n, p), "ok["+someSig+"]"; got != want {
 		t.Errorf("what was written is in the log: got %q, want %q", got, want)
 	}
 	for _, ext := range []string{"-shm", "-wal"} {
-		if err := os.Chmod(file+ext, 0); err != nil {
+		if err := os.Chmod(databaseOf(n)+ext, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -159,25 +168,35 @@ func TestUnprivileged(t *testing.T) {
 	}
 }
 
-// TestReadOnlyFileSystem reads a store that nobody can write to.
+// TestReadOnlyFileSystem reads a store where nothing can be written, as a service does that
+// systemd keeps from writing, while nobody writes to it elsewhere and while somebody does.
 func TestReadOnlyFileSystem(t *testing.T) {
 	n := oneNix(t)
 	p := n.add(build(t, varied))
-	if err := syscall.Mount(n.root, n.root, "", syscall.MS_BIND, ""); err != nil {
+	readOnly := t.TempDir()
+	if err := syscall.Mount(n.root, readOnly, "", syscall.MS_BIND, ""); err != nil {
 		missing(t, "the right to mount")
 	}
-	defer syscall.Unmount(n.root, syscall.MNT_DETACH)
-	if err := syscall.Mount("", n.root, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+	defer syscall.Unmount(readOnly, syscall.MNT_DETACH)
+	if err := syscall.Mount("", readOnly, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	s, err := nixstore.Open(t.Context(), nixstore.Options{Root: n.root})
+	s, err := nixstore.Open(t.Context(), nixstore.Options{Root: readOnly})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	info, err := s.NarInfo(t.Context(), p.HashPart())
-	if err != nil {
-		t.Fatal(err)
+	for _, want := range []int{0, 1} {
+		info, err := s.NarInfo(t.Context(), p.HashPart())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(info.Sigs) != want {
+			t.Errorf("got %d signatures, want %d", len(info.Sigs), want)
+		}
+		readNAR(t, s, info, 0)
+		if want == 0 {
+			sign(t, n, p)
+		}
 	}
-	readNAR(t, s, info, 0)
 }

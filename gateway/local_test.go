@@ -86,7 +86,10 @@ func TestNixLocalStore(t *testing.T) {
 		trusted := []string{"--option", "trusted-public-keys", l.key.Public().String()}
 		nix.run("reader", append([]string{"nix-store", "--store", nix.store("substituted"), "--option", "substitute", "true", "--option", "substituters", s.url, "-r", app}, trusted...)...)
 		nix.run("copier", append([]string{"nix", "copy", "--from", s.url, "--to", nix.store("copied"), app}, trusted...)...)
-		for _, store := range []string{"substituted", "copied"} {
+		proxy := newCuttingProxy(t, s)
+		nix.run("resumer", append([]string{"nix", "copy", "--from", proxy.URL, "--to", nix.store("resumed"), app}, trusted...)...)
+		proxy.want(2)
+		for _, store := range []string{"substituted", "copied", "resumed"} {
 			nix.run("reader", append([]string{"nix", "store", "verify", "-r", "--sigs-needed", "1", "--store", nix.store(store), app}, trusted...)...)
 		}
 		for _, p := range []narinfo.StorePath{l.lib, l.app} {

@@ -146,42 +146,60 @@ func TestNix(t *testing.T) {
 	})
 }
 
+// A cuttingProxy cuts every connection to a server in the middle of a NAR, once.
+type cuttingProxy struct {
+	*httptest.Server
+	t            *testing.T
+	cut, resumed atomic.Int32
+}
+
+func newCuttingProxy(t *testing.T, s *server) *cuttingProxy {
+	p := &cuttingProxy{t: t}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, s.url+r.URL.Path, nil)
+		if err != nil {
+			panic(err)
+		}
+		req.Header = r.Header.Clone()
+		resp, err := s.client.Do(req)
+		if err != nil {
+			panic(err)
+		}
+		defer resp.Body.Close()
+		for name, values := range resp.Header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(resp.StatusCode)
+		if r.Header.Get("Range") != "" {
+			p.resumed.Add(1)
+		} else if strings.HasPrefix(r.URL.Path, "/nar/") {
+			p.cut.Add(1)
+			io.CopyN(w, resp.Body, resp.ContentLength/2)
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		io.Copy(w, resp.Body)
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// want checks that n downloads were cut, and went on.
+func (p *cuttingProxy) want(n int32) {
+	p.t.Helper()
+	if cut, resumed := p.cut.Load(), p.resumed.Load(); cut != n || resumed != n {
+		p.t.Errorf("%d downloads were cut and %d resumed, want %d", cut, resumed, n)
+	}
+}
+
 // TestNixResumes has every connection cut in the middle of a NAR.
 func TestNixResumes(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		nix.run("writer", "nix", "copy", "--from", nix.realStore(), "--to", s.url+"?compression=zstd", realPaths[0])
-		var cut, resumed atomic.Int32
-		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			req, err := http.NewRequestWithContext(r.Context(), r.Method, s.url+r.URL.Path, nil)
-			if err != nil {
-				panic(err)
-			}
-			req.Header = r.Header.Clone()
-			resp, err := s.client.Do(req)
-			if err != nil {
-				panic(err)
-			}
-			defer resp.Body.Close()
-			for name, values := range resp.Header {
-				w.Header()[name] = values
-			}
-			w.WriteHeader(resp.StatusCode)
-			if r.Header.Get("Range") != "" {
-				resumed.Add(1)
-			} else if strings.HasPrefix(r.URL.Path, "/nar/") {
-				cut.Add(1)
-				io.CopyN(w, resp.Body, resp.ContentLength/2)
-				http.NewResponseController(w).Flush()
-				panic(http.ErrAbortHandler)
-			}
-			io.Copy(w, resp.Body)
-		}))
-		defer proxy.Close()
+		proxy := newCuttingProxy(t, s)
 		nix.run("reader", "nix", "copy", "--from", proxy.URL, "--to", nix.store("reader"), realPaths[0])
-		if cut.Load() != 2 || resumed.Load() != 2 {
-			t.Errorf("%d downloads were cut and %d resumed, want 2", cut.Load(), resumed.Load())
-		}
+		proxy.want(2)
 		nix.run("reader", "nix", "store", "verify", "-r", "--sigs-needed", "1", "--store", nix.store("reader"), realPaths[0])
 	})
 }

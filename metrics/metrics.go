@@ -24,7 +24,8 @@ import (
 type Metrics struct {
 	Registry *prometheus.Registry
 
-	lookups prometheus.Histogram
+	lookups   prometheus.Histogram
+	upstreams *upstreamMetrics
 }
 
 // New returns Metrics that tell of the process.
@@ -39,6 +40,7 @@ func New(version string) *Metrics {
 		Name: "dedupd_index_lookup_seconds", Help: "How long look-ups in the index took; those of many chunks count as one.",
 		Buckets: []float64{2e-6, 10e-6, 50e-6, 250e-6, 1e-3, 5e-3, 25e-3, 0.1, 1},
 	})
+	m.upstreams = newUpstreamMetrics(m.Registry)
 	return m
 }
 

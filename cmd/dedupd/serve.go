@@ -84,7 +84,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		err = errors.Join(err, store.Close(ctx))
 		log.Info("stopped")
 	}()
-	puller, err := s.openPuller(ctx, store, keys, log)
+	puller, err := s.openPuller(ctx, store, keys, counts, log)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/jdx/go-netrc"
 
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/nixstore"
 	"github.com/dedupd/dedupd/pull"
@@ -108,7 +109,7 @@ func validateURL(text string) error {
 
 // openPuller returns what gets from the upstreams what the store lacks, or nil if there are
 // none. The caller closes it.
-func (s *Settings) openPuller(ctx context.Context, store *chunkstore.Store, keys []narinfo.PrivateKey, log *slog.Logger) (_ *pull.Puller, err error) {
+func (s *Settings) openPuller(ctx context.Context, store *chunkstore.Store, keys []narinfo.PrivateKey, counts *metrics.Metrics, log *slog.Logger) (_ *pull.Puller, err error) {
 	if len(s.Upstreams) == 0 {
 		return nil, nil
 	}
@@ -130,7 +131,7 @@ func (s *Settings) openPuller(ctx context.Context, store *chunkstore.Store, keys
 			return nil, fmt.Errorf("upstream %s: %w", u.name(), err)
 		}
 		up := pull.Upstream{
-			Source: source, Keep: u.keep(), Local: u.Store != "", NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
+			Source: counts.Source(source), Keep: u.keep(), Local: u.Store != "", NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
 		}
 		if u.Sign {
 			up.Sign = keys

@@ -50,6 +50,11 @@ func TestTLS(t *testing.T) {
 	})
 	without := s.client
 	s.want(401, "GET", "/log/x", nil)
+	endless, end := io.Pipe() // a body of which no byte is there
+	defer end.Close()
+	if resp, err := s.open("PUT", "/log/x", endless); err != nil || resp.StatusCode != 401 {
+		t.Errorf("PUT without a right: got %v (%v), want 401 before the body", resp, err)
+	}
 	for _, proto := range []string{"HTTP/2.0", "HTTP/1.1"} {
 		s.client = tlsClient(ca, ca.Certificate(t, "alice"))
 		if proto == "HTTP/1.1" {
@@ -160,12 +165,13 @@ func TestUploadsWaitHTTP2(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNixPrivate uploads to, and substitutes from, a private cache with TLS.
+// TestNixPrivate uploads to, and substitutes from, a private cache with TLS, with netrc and
+// with a certificate.
 func TestNixPrivate(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		v, texts := newVault(t, access.Token{Name: "ci", Rights: access.Read | access.Write}, access.Token{Name: "user", Rights: access.Read})
 		ca := accesstest.NewAuthority(t)
-		s := startTLS(t, ca, chunkstore.Limits{}, v.private)
+		s := startTLS(t, ca, chunkstore.Limits{}, v.private, func(c *gateway.Config) { c.Access.Certificate = access.Read })
 		t.Setenv("NIX_SSL_CERT_FILE", ca.File)
 		source := nix.realStore()
 		netrc := func(token string) []string {
@@ -196,6 +202,13 @@ func TestNixPrivate(t *testing.T) {
 		nix.run("substituter", args(auth, "nix-store", "--store", nix.store("substituted"), "--option", "substitute", "true", "--option", "substituters", s.url, "-r")...)
 		for _, store := range []string{"reader", "substituted"} {
 			nix.run("reader", "nix", "store", "verify", "-r", "--sigs-needed", "1", "--store", nix.store(store), realPaths[0])
+		}
+		if strings.HasSuffix(t.Name(), "forky") { // older ones have no client certificates
+			cert, key := ca.Issue(t, "nix")
+			nix.run("certified", "nix", "copy", "--from", s.url+"?tls-certificate="+cert+"&tls-private-key="+key, "--to", nix.store("certified"), realPaths[0])
+			if !strings.Contains(s.log.String(), "by=certificate:nix") {
+				t.Error("the log does not say whose certificate it was")
+			}
 		}
 		if strings.Contains(s.log.String(), "level=ERROR") {
 			t.Errorf("log:\n%s", s.log)

@@ -113,6 +113,54 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
+// TestNginx has a proxy on this machine that was told nothing but where to pass things on
+// to: what comes through it is not from here.
+func TestNginx(t *testing.T) {
+	needs(t, "nginx")
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	p := startServer(t)
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	conf := "daemon off; master_process off; user root; pid pid; error_log stderr; events {}\n" +
+		"http { access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;\n" +
+		"server { listen " + addr + "; location / { proxy_pass " + p.url + "; } } }\n"
+	if err := os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, "nginx", "-p", dir, "-c", "nginx.conf", "-e", "stderr")
+	log := &buffer{}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		cmd.Wait()
+	}()
+	behind := &process{url: "http://" + addr}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nginx does not listen: %s", log)
+		}
+	}
+	if got := behind.ask(t, http.DefaultClient, "PUT", "/log/x", ""); got != 403 {
+		t.Errorf("writing through nginx: got %d, want 403", got)
+	}
+	if got := behind.ask(t, http.DefaultClient, "GET", "/nix-cache-info", ""); got != 200 {
+		t.Errorf("reading through nginx: got %d, want 200", got)
+	}
+}
+
 func TestListenErrors(t *testing.T) {
 	for _, addr := range []string{"systemd", "127.0.0.1", "unix:/does/not/exist/socket", "unix:" + strings.Repeat("/x", 200)} {
 		if listeners, err := listen(t.Context(), List{"127.0.0.1:0", addr}); err == nil {

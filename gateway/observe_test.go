@@ -10,6 +10,7 @@ import (
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
 )
@@ -158,5 +159,39 @@ func TestHealthOfPrivateCache(t *testing.T) {
 	}
 	if got := s.ready(503, ""); len(got) != 0 {
 		t.Errorf("got reasons %q, want none", got)
+	}
+}
+
+// TestReadyToWrite fills the disk, in a manner of speaking.
+func TestReadyToWrite(t *testing.T) {
+	s := startLimited(t, chunkstore.Limits{MinFree: 1 << 60})
+	s.ready(200, "")
+	if got := s.ready(503, "?write=1"); len(got) != 1 || !strings.Contains(got[0], "disk is full") {
+		t.Errorf("got %q, want one reason about the disk", got)
+	}
+}
+
+// TestAccessLog checks that a line says who asked for what, and not how they proved it.
+func TestAccessLog(t *testing.T) {
+	s := start(t)
+	const secret = "dedupd-secret"
+	s.want(404, "GET", "/"+strings.Repeat("1", 32)+".narinfo?token="+secret, nil, "Authorization: Bearer "+secret, "User-Agent: Nix/2.34")
+	s.stop()
+	log := s.log.String()
+	for _, want := range []string{
+		"msg=request method=GET path=/" + strings.Repeat("1", 32) + ".narinfo kind=narinfo status=404", "received=0", "aborted=false", "duration=",
+		"remote=127.0.0.1:", "agent=Nix/2.34",
+	} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not say %q:\n%s", want, log)
+		}
+	}
+	if strings.Contains(log, secret) {
+		t.Errorf("the log tells the secret:\n%s", log)
+	}
+	s = start(t, func(c *gateway.Config) { c.AccessLog = false })
+	s.want(200, "GET", "/healthz", nil)
+	if s.stop(); strings.Contains(s.log.String(), "msg=request") {
+		t.Errorf("there is an access log, and should not be:\n%s", s.log)
 	}
 }

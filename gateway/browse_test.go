@@ -2,12 +2,15 @@ package gateway_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
 
+	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/nar"
+	"github.com/dedupd/dedupd/narinfo"
 )
 
 // treeNAR makes a NAR of files in the order of their paths. Names that end in "/" are
@@ -197,4 +200,38 @@ func prefixed(prefix string, files [][2]string) [][2]string {
 		files[i][0] = prefix + files[i][0]
 	}
 	return files
+}
+
+// TestListingIsBounded has a listing that is larger than all listings may be together.
+func TestListingIsBounded(t *testing.T) {
+	s := start(t, func(c *gateway.Config) { c.ListingCache = 10_000 })
+	v := s.uploadVariety()
+	for _, url := range []string{v.listing, v.narListing, v.dir, v.dir + "file001"} {
+		if a := s.want(404, "GET", url, nil); !strings.Contains(string(a.body), "too many files") {
+			t.Errorf("GET %s: got %v", url, a)
+		}
+	}
+	s.want(200, "GET", v.narInfo, nil)
+}
+
+// TestListingOfNARs lists NARs without a narinfo, by their hash and by the name of their upload.
+func TestListingOfNARs(t *testing.T) {
+	s := start(t)
+	f := newFixture(t, 1, 1000)
+	encoded := zstdEncode(t, f.nar)
+	name := fileName(encoded, ".zst")
+	s.want(200, "PUT", "/"+name, encoded)
+	hash := narinfo.EncodeNix32(f.hash[:])
+	want := s.want(200, "GET", "/nar/"+hash+"/ls", nil).body
+	for _, url := range []string{"/nar/" + fmt.Sprintf("%x", f.hash) + "/ls", "/" + name + "/ls", f.plainURL() + "/ls"} {
+		if a := s.want(200, "GET", url, nil); !bytes.Equal(a.body, want) || !bytes.Contains(want, []byte("narOffset")) {
+			t.Errorf("GET %s: got %v, want %s", url, a, want)
+		}
+	}
+	for _, url := range []string{"/nar/" + strings.Repeat("0", 52) + "/ls", "/nar/x.nar/ls", "/nar//ls", "/nar/ls", "/nar/a/b/ls", "/nar/../ls"} {
+		s.want(404, "GET", url, nil)
+	}
+	s.want(200, "PUT", "/log/x", []byte("no NAR"))
+	sum := sha256.Sum256([]byte("no NAR"))
+	s.want(404, "GET", "/nar/"+narinfo.EncodeNix32(sum[:])+"/ls", nil)
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -39,7 +38,11 @@ func dumps(ctx context.Context, b *bench) ([]row, error) {
 		return nil, err
 	}
 	trees := []*dumpTree{{what: "15,000 small files"}, {what: "large files"}}
-	for i, source := range []string{runtime.GOROOT(), large} {
+	goroot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env GOROOT: %w", err)
+	}
+	for i, source := range []string{strings.TrimSpace(string(goroot)), large} {
 		b.progress("adding %s", source)
 		path, err := addToStore(ctx, root, source)
 		if err != nil {

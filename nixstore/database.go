@@ -105,7 +105,7 @@ func (d *database) query(ctx context.Context, fn func(*sql.DB) error) error {
 			return ctx.Err()
 		}
 	}
-	return fmt.Errorf("Nix writes all the time: %w", err)
+	return fmt.Errorf("the database was written to each time that it was read: %w", err)
 }
 
 func (d *database) queryImmutable(fn func(*sql.DB) error) error {

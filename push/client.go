@@ -365,7 +365,8 @@ func (u *upload) put(ctx context.Context, c *client, source upstream.Source, inf
 	cancel()
 	r.Close() // a cache may answer before it has everything
 	failed := encoding.Wait()
-	if err == nil || errors.As(failed, new(*sourceError)) {
+	// What stops the source when the cache has answered is not the source's fault.
+	if err == nil || errors.As(failed, new(*sourceError)) && !errors.Is(failed, context.Canceled) {
 		return failed
 	}
 	return err

@@ -42,13 +42,26 @@ func (s *source) File(context.Context, string) (io.ReadCloser, error) {
 
 var errBroken = errors.New("the NAR is broken")
 
-func (s *source) NAR(_ context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
+func (s *source) NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
 	data := s.nars[info.StorePath]
 	var r io.Reader = bytes.NewReader(data[off:])
 	if info.StorePath == s.broken {
 		r = io.MultiReader(io.LimitReader(r, int64(info.NarSize)/2), errReader{})
 	}
-	return io.NopCloser(r), int64(len(data)), nil
+	return io.NopCloser(ctxReader{ctx, r}), int64(len(data)), nil
+}
+
+// A ctxReader ends with its context, in small steps.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r ctxReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p[:min(len(p), 1000)])
 }
 
 type errReader struct{}

@@ -173,3 +173,46 @@ func TestPostBuildHook(t *testing.T) {
 		t.Errorf("nobody there, strict: the build succeeded: %s", stderr)
 	}
 }
+
+// TestPushToken pushes to a private cache, by a token and by netrc.
+func TestPushToken(t *testing.T) {
+	n := newLocalNix(t)
+	lib := n.run("nix-store", "--store", n.root, "--add", "push_test.go")
+	dir := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", dir)
+	t.Setenv("NETRC", filepath.Join(dir, "nothing"))
+	t.Setenv("HOME", dir)
+	token := func(name, rights string) string {
+		out, err := dedupd(t, "", "token", "create", "--name", name, "--rights", rights)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, _, _ := strings.Cut(out, "\n")
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	reader, writer := token("reader", "read"), token("writer", "read,write")
+	s := startServer(t, "--public-read=false", "--loopback-write=false") // after the tokens, at which it looks once a second
+	text, err := os.ReadFile(writer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	netrc := filepath.Join(dir, "netrc")
+	if err := os.WriteFile(netrc, []byte("machine 127.0.0.1 login ci password "+string(text)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		flags []string
+		says  string // "" for success
+	}{
+		{nil, "401"}, {[]string{"--token-file", reader}, "403"}, {[]string{"--netrc-file", netrc}, ""}, {[]string{"--token-file", writer}, ""},
+	} {
+		_, err := dedupd(t, "", append([]string{"push", "--to", s.url, "--root", n.root, lib}, test.flags...)...)
+		if (err == nil) != (test.says == "") || err != nil && (!strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), strings.TrimSpace(string(text)))) {
+			t.Errorf("%q: got %v, want %q", test.flags, err, test.says)
+		}
+	}
+}

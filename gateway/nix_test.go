@@ -105,8 +105,8 @@ func (c *client) realStore() string {
 	return ""
 }
 
-// TestNix uploads with Nix in every compression that Nix has a name for, and downloads.
-func TestNix(t *testing.T) {
+// testNixCopies uploads with Nix in every compression that Nix has a name for, and downloads.
+func testNixCopies(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		source := nix.realStore()
@@ -192,8 +192,8 @@ func (p *cuttingProxy) want(n int32) {
 	}
 }
 
-// TestNixResumes has every connection cut in the middle of a NAR.
-func TestNixResumes(t *testing.T) {
+// testNixResumes has every connection cut in the middle of a NAR.
+func testNixResumes(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		nix.run("writer", "nix", "copy", "--from", nix.realStore(), "--to", s.url+"?compression=zstd", realPaths[0])
@@ -204,8 +204,8 @@ func TestNixResumes(t *testing.T) {
 	})
 }
 
-// TestNixLogs copies a build log.
-func TestNixLogs(t *testing.T) {
+// testNixLogs copies a build log.
+func testNixLogs(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		drv := strings.Repeat("0", 32) + "-hello.drv"

@@ -27,9 +27,9 @@ func (s *server) sent(path string) (n []int) {
 	return n
 }
 
-// TestNixCodings has Nix get what it can have with a Content-Encoding: a NAR that it
+// testNixCodings has Nix get what it can have with a Content-Encoding: a NAR that it
 // remembers to have uploaded without compression, and a large narinfo. 2.8 asks for none.
-func TestNixCodings(t *testing.T) {
+func testNixCodings(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		var refs []narinfo.StorePath
@@ -88,9 +88,9 @@ func decodeListing(t *testing.T, b []byte) any {
 	return v
 }
 
-// TestNixReads has Nix look at files in the cache, and compares the listings that it makes
+// testNixReads has Nix look at files in the cache, and compares the listings that it makes
 // with those of the gateway.
-func TestNixReads(t *testing.T) {
+func testNixReads(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		s := start(t)
 		source, path := nix.realStore(), realPaths[0]

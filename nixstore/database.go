@@ -75,7 +75,7 @@ func (d *database) dsn(mode string) string {
 	return u.String()
 }
 
-// query calls fn with the database, maybe twice.
+// query calls fn with the database, until what it saw holds together.
 //
 // SQLite reads a database in WAL mode, which Nix's is, together with two files beside it,
 // that are only there while some process of Nix has it open. One who may not create them

@@ -95,6 +95,9 @@ func TestDump(t *testing.T) {
 		{"large file", filepath.Join(build(t, varied), "large")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if test.name == "many" && testing.Short() {
+				t.Skip("takes seconds")
+			}
 			n := &nix{t: t, root: n.root}
 			p := n.add(test.root)
 			s := n.open()

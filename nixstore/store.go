@@ -133,14 +133,7 @@ func (s *Store) isDamaged(p narinfo.StorePath) bool {
 // and its files are not known to be gone or damaged. The signatures are those of the
 // database. The URL, nar/<hash part>-<nix32 NarHash>.nar, leads back to the path.
 func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
-	if !narinfo.IsHashPart(hashPart) {
-		return nil, fmt.Errorf("%q is no hash part: %w", hashPart, upstream.ErrNotFound)
-	}
-	row, err := s.db.path(ctx, s.dir+"/"+hashPart+"-")
-	if err != nil {
-		return nil, fmt.Errorf("look up %s: %w", hashPart, err)
-	}
-	info, err := row.narInfo(s.dir)
+	info, err := s.lookUp(ctx, hashPart)
 	if err != nil {
 		return nil, fmt.Errorf("look up %s: %w", hashPart, err)
 	}
@@ -148,6 +141,18 @@ func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo,
 		return nil, err
 	}
 	return info, nil
+}
+
+// lookUp is NarInfo without a look at the files.
+func (s *Store) lookUp(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
+	if !narinfo.IsHashPart(hashPart) {
+		return nil, fmt.Errorf("no hash part: %w", upstream.ErrNotFound)
+	}
+	row, err := s.db.path(ctx, s.dir+"/"+hashPart+"-")
+	if err != nil {
+		return nil, err
+	}
+	return row.narInfo(s.dir)
 }
 
 // present returns an error if the files of a path cannot be served.

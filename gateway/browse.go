@@ -69,7 +69,7 @@ func (g *Gateway) serveDirectory(w *response, r *http.Request, dir *nar.Node) er
 	if err != nil {
 		return err
 	}
-	c := textContent(newText(b), hashETag(sha256.Sum256(b)), typ, g.cache.hours).choose(w.Header(), r)
+	c := newText(b).content(w.Header(), r, hashETag(sha256.Sum256(b)), typ, g.cache.hours)
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
 	_, err = w.serve(r, c)
 	return err

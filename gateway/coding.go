@@ -40,20 +40,21 @@ const (
 var (
 	frameCodings = []string{codingZstd}
 	textCodings  = []string{codingZstd, codingGzip}
+	varyCoding   = []string{"Accept-Encoding"} // Vary, where there is a choice
 )
 
 // preferredCoding returns the one of the offered codings that the values of an
 // Accept-Encoding header prefer, and "" for none. "*" counts for nothing: the client has
 // to name what it can decode. (RFC 9110, section 12.5.3.)
 func preferredCoding(header, offered []string) string {
-	best, most, identity := len(offered), 0, 0
+	best, most, identity := len(offered), 0.0, 0.0
 	for _, value := range header {
 		for rest, more := value, true; more; {
 			var item string
 			item, rest, more = strings.Cut(rest, ",")
 			name, weight, weighted := strings.Cut(item, ";")
 			name = strings.TrimSpace(name)
-			q := 1000
+			q := 1.0
 			if weighted {
 				q = parseQuality(strings.TrimSpace(weight))
 			}
@@ -74,24 +75,13 @@ func preferredCoding(header, offered []string) string {
 	return offered[best]
 }
 
-// parseQuality returns the thousandths of "q=0.123". What is malformed is 0: unwanted.
-func parseQuality(s string) int {
-	if len(s) < 3 || len(s) > len("q=0.000") || s[0]|0x20 != 'q' || s[1] != '=' || len(s) > 3 && s[3] != '.' {
+// parseQuality parses "q=0.5". What is malformed is 0: unwanted.
+func parseQuality(s string) float64 {
+	if len(s) < 2 || !strings.EqualFold(s[:2], "q=") {
 		return 0
 	}
-	q := 0
-	for i := range len("0.000") {
-		switch {
-		case i == 1:
-		case i+2 >= len(s):
-			q *= 10
-		case s[i+2] < '0' || s[i+2] > '9':
-			return 0
-		default:
-			q = q*10 + int(s[i+2]-'0')
-		}
-	}
-	if q > 1000 {
+	q, err := strconv.ParseFloat(s[2:], 64)
+	if err != nil || !(q >= 0 && q <= 1) {
 		return 0
 	}
 	return q
@@ -173,72 +163,40 @@ func encodeText(coding string, b []byte) []byte {
 	return buf.Bytes()
 }
 
-// varyCoding is the value of Vary where there is a choice of codings.
-var varyCoding = []string{"Accept-Encoding"}
+// content is the form of the text in which r is answered. etag is that of the text itself.
+func (t *text) content(h http.Header, r *http.Request, etag, typ, cache string) *content {
+	b := t.choose(h, r)
+	c := &content{
+		size: int64(len(b.body)), etag: etag, typ: typ, cache: cache,
+		write: func(_ context.Context, w io.Writer, off, n int64) error {
+			_, err := w.Write(b.body[off : off+n])
+			return err
+		},
+	}
+	if b.coding != nil {
+		c.coded, c.etag = true, codedETag(etag, b.coding[0])
+	}
+	return c
+}
 
-// choose returns the form of c in which r is answered, and sets Vary if r has made a
-// difference.
-func (c *content) choose(h http.Header, r *http.Request) *content {
-	if c.coded == nil {
+// orFrames is c, which is all of o, or instead the zstd frames that the store has of it,
+// if r asks for that.
+func (c *content) orFrames(h http.Header, r *http.Request, o *chunkstore.Object) *content {
+	if o.FrameSize() >= o.Size() {
 		return c
 	}
 	h["Vary"] = varyCoding
-	if r.Header["Range"] != nil {
+	if r.Header["Range"] != nil || preferredCoding(r.Header["Accept-Encoding"], frameCodings) == "" {
 		return c
 	}
-	if coding := preferredCoding(r.Header["Accept-Encoding"], c.codings); coding != "" {
-		if coded := c.coded(coding); coded != nil {
-			return coded
-		}
-	}
-	return c
-}
-
-// textContent is a text at a URL.
-func textContent(t *text, etag, typ, cache string) *content {
-	c := &content{
-		size: int64(len(t.plain.body)), etag: etag, typ: typ, cache: cache,
-		write: writeBytes(t.plain.body),
-	}
-	if len(t.plain.body) < minCoded {
-		return c
-	}
-	c.codings = textCodings
-	c.coded = func(coding string) *content {
-		b := t.as(coding)
-		if b == nil {
-			return nil
-		}
-		return &content{
-			size: int64(len(b.body)), etag: codedETag(etag, coding), typ: typ, cache: cache,
-			write: writeBytes(b.body), coding: coding,
-		}
-	}
-	return c
-}
-
-// offerFrames offers c, which is all of o, as the zstd frames that the store has of it.
-func (c *content) offerFrames(o *chunkstore.Object) {
-	c.codings = frameCodings
-	c.coded = func(coding string) *content {
-		if o.FrameSize() >= o.Size() {
-			return nil
-		}
-		coded := *c
-		coded.size, coded.write = o.FrameSize(), o.WriteFrames
-		coded.coding, coded.etag = coding, codedETag(c.etag, o.Layout()+"-"+coding)
-		return &coded
-	}
+	h.Set("Content-Encoding", codingZstd)
+	frames := *c
+	frames.size, frames.write = o.FrameSize(), o.WriteFrames
+	frames.coded, frames.etag = true, codedETag(c.etag, o.Layout()+"-"+codingZstd)
+	return &frames
 }
 
 // codedETag returns the entity tag of what etag is of in a coding.
 func codedETag(etag, coding string) string {
 	return strings.TrimSuffix(etag, `"`) + "-" + coding + `"`
-}
-
-func writeBytes(b []byte) func(ctx context.Context, w io.Writer, off, n int64) error {
-	return func(_ context.Context, w io.Writer, off, n int64) error {
-		_, err := w.Write(b[off : off+n])
-		return err
-	}
 }

@@ -43,9 +43,9 @@ func (g *Gateway) serveFile(w *response, r *http.Request, res resource, f *chunk
 		if err != nil {
 			return err
 		}
-		c.offerFrames(o)
+		c = c.orFrames(w.Header(), r, o)
 	}
-	_, err := w.serve(r, c.choose(w.Header(), r))
+	_, err := w.serve(r, c)
 	return err
 }
 

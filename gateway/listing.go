@@ -85,8 +85,7 @@ func (g *Gateway) serveListing(w *response, r *http.Request, hash chunkstore.Has
 	} else if err != nil {
 		return err
 	}
-	c := textContent(t, codedETag(hashETag(hash), "ls-1"), fileType(kindListing), g.cache.hours)
-	_, err = w.serve(r, c.choose(w.Header(), r))
+	_, err = w.serve(r, t.content(w.Header(), r, codedETag(hashETag(hash), "ls-1"), fileType(kindListing), g.cache.hours))
 	return err
 }
 

@@ -156,7 +156,10 @@ func (g *Gateway) getStoredNAR(w *response, r *http.Request, res resource) error
 		return err
 	}
 	c.noRanges = g.cfg.Pull != nil && g.cfg.Pull.Gone(res.id)
-	return g.serveNAR(w, r, c.choose(w.Header(), r), o.Size())
+	if f.Compression == string(compression.None) {
+		c = c.orFrames(w.Header(), r, o)
+	}
+	return g.serveNAR(w, r, c, o.Size())
 }
 
 // serveNAR answers with c, which is a form of a NAR of size bytes.
@@ -181,15 +184,13 @@ func (g *Gateway) framesContent(hash chunkstore.Hash, o *chunkstore.Object, layo
 }
 
 // storedContent is a NAR in the compression of an upload. The bytes are not those of
-// the upload, but a fixed function of the NAR's. Where there is no compression, the frames
-// can be had as a Content-Encoding.
+// the upload, but a fixed function of the NAR's.
 func (g *Gateway) storedContent(f *chunkstore.File, o *chunkstore.Object) (*content, error) {
 	c := &content{
 		size: o.Size(), etag: codedETag(hashETag(f.Content), f.Compression),
 		typ: narType, cache: g.cache.forever, write: o.WritePlain,
 	}
 	if f.Compression == string(compression.None) {
-		c.offerFrames(o)
 		return c, nil
 	}
 	stored, err := compression.NewStored(compression.Type(f.Compression), o.Size(), f.CRC32)

@@ -80,11 +80,7 @@ type content struct {
 	// the ones that an earlier response to the client may have begun with.
 	noRanges bool
 	write    func(ctx context.Context, w io.Writer, off, n int64) error
-
-	coding string // the Content-Encoding of the bytes, "" for none
-	// coded returns the content in one of the codings, or nil if it is not to be had in that.
-	coded   func(coding string) *content
-	codings []string // the best first
+	coded    bool // the header has a Content-Encoding already
 }
 
 // cacheNever is the Cache-Control of what may be something else in a moment.
@@ -136,9 +132,7 @@ func (w *response) serve(r *http.Request, c *content) (int64, error) {
 		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, c.size))
 		status = http.StatusPartialContent
 	}
-	if c.coding != "" {
-		h.Set("Content-Encoding", c.coding)
-	} else if !c.noRanges {
+	if !c.coded && !c.noRanges {
 		h.Set("Accept-Ranges", "bytes")
 	}
 	h.Set("Content-Type", c.typ)

@@ -86,14 +86,17 @@ func (c *HTTP) client(conns int) *http.Client {
 	}
 }
 
+// errElsewhere is wrapped where an upstream has sent us where we do not go.
+var errElsewhere = errors.New("the upstream leads elsewhere")
+
 // checkRedirect follows redirects as Nix does, but not from https to http, where a
 // password could be read.
 func (c *HTTP) checkRedirect(r *http.Request, via []*http.Request) error {
 	if len(via) > redirects {
-		return errors.New("too many redirects")
+		return fmt.Errorf("%w: too many redirects", errElsewhere)
 	}
 	if r.URL.Scheme == "http" && via[0].URL.Scheme == "https" {
-		return fmt.Errorf("redirect from https to http: %s", r.URL.Redacted())
+		return fmt.Errorf("%w: from https to %s", errElsewhere, r.URL.Redacted())
 	}
 	return nil
 }
@@ -117,7 +120,7 @@ func (c *HTTP) dial(ctx context.Context, network, addr string) (net.Conn, error)
 func refuseLocal(_, addr string, _ syscall.RawConn) error {
 	host, _, err := net.SplitHostPort(addr)
 	if ip := net.ParseIP(host); err != nil || ip == nil || ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-		return fmt.Errorf("the upstream has sent us to %s", addr)
+		return fmt.Errorf("%w: to %s", errElsewhere, addr)
 	}
 	return nil
 }
@@ -273,6 +276,8 @@ func explain(asked, ctx context.Context, err error) error {
 	switch {
 	case asked.Err() != nil:
 		return context.Cause(asked)
+	case errors.Is(err, errElsewhere):
+		return err
 	case context.Cause(ctx) == errTimeout:
 		return fmt.Errorf("%w: %w", ErrUnreachable, errTimeout)
 	}

@@ -59,6 +59,7 @@ var benchmarks = []struct {
 	{"index", "index of ten million chunks", indexes},
 	{"rebuild", "making the index of ten million chunks from packs", rebuild},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
+	{"pull", "a NAR that only an upstream has, against the upstream itself", pulls},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
 	{"dump", "NARs out of a Nix store, against nix-store --dump", dumps},
 	{"load", "readers, uploads and downloads at once: no error, bounded memory", load},

@@ -132,7 +132,7 @@ func (s *server) waitStored(hashPart string) {
 // TestPull pulls a path with many clients at once.
 func TestPull(t *testing.T) {
 	o := newOrigin(t)
-	f := newFixture(t, 1, 3_000_000)
+	f := newFixture(t, 1, 1_000_000)
 	file := zstdEncode(t, f.nar)
 	name := fileName(file, ".zst")
 	want := o.put(f, name, "zstd", file)

@@ -77,7 +77,7 @@ func (s *server) nothingStored(f *fixture) {
 // TestPullFaults has everything happen to an upstream that happens to upstreams. The client
 // gets the path, or an error that it can tell from a path.
 func TestPullFaults(t *testing.T) {
-	const size = 1_500_000
+	const size = 600_000
 	noRanges := func(o *origin, file []byte) {
 		o.on("nar/", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(file)))
@@ -109,9 +109,9 @@ func TestPullFaults(t *testing.T) {
 		nar     int // status; 0 for a body that ends with an error
 	}{
 		{name: "latency", toxics: []string{`{"name":"a","type":"latency","attributes":{"latency":150,"jitter":50}}`}, narInfo: 200, nar: 200},
-		{name: "dribble", toxics: []string{`{"name":"a","type":"slicer","attributes":{"average_size":20000,"size_variation":9000,"delay":2000}}`}, narInfo: 200, nar: 200},
-		{name: "connections break, ranges", toxics: []string{`{"name":"a","type":"limit_data","attributes":{"bytes":400000}}`}, narInfo: 200, nar: 200},
-		{name: "connections break, no ranges", toxics: []string{`{"name":"a","type":"limit_data","attributes":{"bytes":400000}}`}, change: noRanges, narInfo: 200},
+		{name: "dribble", toxics: []string{`{"name":"a","type":"slicer","attributes":{"average_size":8000,"size_variation":4000,"delay":2000}}`}, narInfo: 200, nar: 200},
+		{name: "connections break, ranges", toxics: []string{`{"name":"a","type":"limit_data","attributes":{"bytes":120000}}`}, narInfo: 200, nar: 200},
+		{name: "connections break, no ranges", toxics: []string{`{"name":"a","type":"limit_data","attributes":{"bytes":120000}}`}, change: noRanges, narInfo: 200},
 		{name: "reset", toxics: []string{`{"name":"a","type":"reset_peer","attributes":{"timeout":0}}`}, narInfo: 503, nar: 503},
 		{name: "silence", toxics: []string{`{"name":"a","type":"timeout","attributes":{"timeout":0}}`}, narInfo: 503, nar: 503},
 		{name: "silence in the middle", change: func(o *origin, file []byte) {
@@ -123,13 +123,13 @@ func TestPullFaults(t *testing.T) {
 			})
 		}, narInfo: 200},
 		{name: "500", change: func(o *origin, _ []byte) {
-			o.on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", 500) })
+			o.on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", http.StatusInternalServerError) })
 		}, narInfo: 503, nar: 503},
 		{name: "500 of the NAR", change: func(o *origin, _ []byte) {
-			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", 500) })
+			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", http.StatusInternalServerError) })
 		}, narInfo: 200, nar: 503},
 		{name: "NAR is gone", change: func(o *origin, _ []byte) {
-			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "gone", 410) })
+			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "gone", http.StatusGone) })
 		}, narInfo: 200, nar: 404},
 		{name: "web page for the NAR", change: func(o *origin, _ []byte) {
 			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) {
@@ -166,7 +166,7 @@ func TestPullFaults(t *testing.T) {
 			o.on("", func(w http.ResponseWriter, r *http.Request) { w.Write(text) })
 		}, narInfo: 503},
 		{name: "forbidden", change: func(o *origin, _ []byte) {
-			o.on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 403) })
+			o.on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
 		}, narInfo: 404, nar: 404},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

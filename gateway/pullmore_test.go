@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/pull"
 	"github.com/dedupd/dedupd/upstream"
@@ -108,7 +109,7 @@ func TestPullOrder(t *testing.T) {
 // TestPullSlowClient reads from a file that others have got long ago.
 func TestPullSlowClient(t *testing.T) {
 	o := newOrigin(t)
-	f := newFixture(t, 1, 8_000_000)
+	f := newFixture(t, 1, 2_000_000)
 	name := fileName(f.nar, "")
 	o.put(f, name, "none", f.nar)
 	half := make(chan struct{})
@@ -148,7 +149,7 @@ func TestPullSlowClient(t *testing.T) {
 // TestPullWithoutClients goes on when the client has left.
 func TestPullWithoutClients(t *testing.T) {
 	o := newOrigin(t)
-	f := newFixture(t, 1, 2_000_000)
+	f := newFixture(t, 1, 500_000)
 	name := fileName(f.nar, "")
 	o.put(f, name, "none", f.nar)
 	left := make(chan struct{})
@@ -277,7 +278,7 @@ func TestPullFiles(t *testing.T) {
 	log, doi, ls := "log/"+f.path.String()+".drv", "realisations/sha256:"+strings.Repeat("0", 64)+"!out.doi", f.path.HashPart()+".ls"
 	o.files[log] = zstdEncode(t, []byte("built\n"))
 	o.files[doi], o.files[ls] = []byte("{}"), []byte(`{"version":1}`)
-	s := startWith(t, o.upstreams(t))
+	s := startWith(t, o.upstreams(t), func(c *gateway.Config) { c.MaxFile = 1 << 20 })
 	for range 2 {
 		for name, want := range map[string]string{log: "built\n", doi: "{}", ls: `{"version":1}`} {
 			if a := s.want(200, "GET", "/"+name, nil); string(a.body) != want {
@@ -289,7 +290,7 @@ func TestPullFiles(t *testing.T) {
 		t.Errorf("upstream was asked %d times for a log and %d times for a listing", n, m)
 	}
 	s.want(404, "GET", "/log/"+f.path.String()+"-other.drv", nil)
-	o.files["log/"+f.path.String()+"-long.drv"] = make([]byte, 65<<20)
+	o.files["log/"+f.path.String()+"-long.drv"] = make([]byte, 2<<20)
 	if status, body, err := s.get("/log/" + f.path.String() + "-long.drv"); status == 200 && err == nil {
 		t.Errorf("got a log of %d bytes", len(body))
 	}

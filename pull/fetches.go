@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/dedupd/dedupd/chunkstore"
@@ -71,28 +70,37 @@ func (f *fetch) age() time.Duration {
 	return fileAge
 }
 
-// idle returns the fetches that have ended and are used by nobody, the oldest first, and
-// the bytes of their files. p.mu is held.
-func (p *Puller) idle() (fetches []*fetch, bytes int64) {
-	for _, f := range p.fetches {
-		if f.ended && f.users == 0 {
-			fetches = append(fetches, f)
-			bytes += f.written
-		}
-	}
-	slices.SortFunc(fetches, func(a, b *fetch) int { return a.used.Compare(b.used) })
-	return fetches, bytes
-}
+// maxIdle is how many files are kept that nobody reads. Each is an open file.
+const maxIdle = 1000
 
-// sweep removes files that nobody reads: those that are old, and as many as are more
-// than there is room for. p.mu is held.
-func (p *Puller) sweep() {
-	idle, bytes := p.idle()
-	for _, f := range idle {
-		if bytes > p.cfg.Cache || time.Since(f.used) >= f.age() {
-			bytes -= f.written
-			p.remove(f)
+// sweep removes files that nobody reads: those that are old, and the oldest of those that
+// are too many or too large together. p.mu is held.
+func (p *Puller) sweep() { p.sweepTo(p.cfg.Cache) }
+
+// sweepTo is sweep for another limit, in bytes.
+func (p *Puller) sweepTo(limit int64) {
+	for {
+		var oldest *fetch
+		var bytes int64
+		var count int
+		for _, f := range p.fetches {
+			if !f.ended || f.users > 0 {
+				continue
+			}
+			if time.Since(f.used) >= f.age() {
+				p.remove(f)
+				continue
+			}
+			bytes += f.written
+			count++
+			if oldest == nil || f.used.Before(oldest.used) {
+				oldest = f
+			}
 		}
+		if bytes <= limit && count <= maxIdle {
+			return
+		}
+		p.remove(oldest)
 	}
 }
 
@@ -125,10 +133,7 @@ func (p *Puller) makeRoom() error {
 		return nil
 	}
 	p.mu.Lock()
-	idle, _ := p.idle()
-	for _, f := range idle {
-		p.remove(f)
-	}
+	p.sweepTo(0)
 	p.mu.Unlock()
 	return full()
 }

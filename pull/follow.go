@@ -3,6 +3,7 @@ package pull
 import (
 	"context"
 	"io"
+	"sync"
 )
 
 // update changes what is guarded by mu, and wakes those that wait for it.
@@ -70,13 +71,19 @@ func (r *reader) Read(p []byte) (int, error) {
 // A flusher is what a writer may be that holds bytes back.
 type flusher interface{ Flush() error }
 
+// followBuffer is what one client takes, in bytes.
+const followBuffer = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return new([followBuffer]byte) }}
+
 // copyTo writes the n bytes at off to w, all from there on if n is negative, as they come.
 func (f *fetch) copyTo(ctx context.Context, w io.Writer, off, n int64) error {
 	flush := func() {}
 	if fl, ok := w.(flusher); ok {
 		flush = func() { fl.Flush() } // the next write tells what is wrong
 	}
-	buf := make([]byte, copyBuffer)
+	b := buffers.Get().(*[followBuffer]byte)
+	defer buffers.Put(b)
 	for n != 0 {
 		there, err := f.available(ctx, off, false, flush)
 		if err == io.EOF && n < 0 {
@@ -85,7 +92,7 @@ func (f *fetch) copyTo(ctx context.Context, w io.Writer, off, n int64) error {
 		if err != nil {
 			return err
 		}
-		part := buf[:min(copyBuffer, there)]
+		part := b[:min(followBuffer, there)]
 		if n > 0 {
 			part = part[:min(int64(len(part)), n)]
 			n -= int64(len(part))

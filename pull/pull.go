@@ -95,6 +95,7 @@ type Puller struct {
 	running sync.WaitGroup
 	slots   *semaphore.Weighted // of fetches
 	passing *semaphore.Weighted // of what is not stored
+	opening *semaphore.Weighted // of small files
 	proving sync.Mutex          // held by who decodes a NAR that cannot be stored
 
 	mu      sync.Mutex
@@ -120,6 +121,7 @@ func New(store *chunkstore.Store, cfg Config) (*Puller, error) {
 		store: store, storeDir: store.Repository().StoreDir, cfg: cfg, log: cfg.Log,
 		paths: newPathCache(), files: newPathCache(), fetches: map[string]*fetch{},
 		slots: semaphore.NewWeighted(int64(cfg.MaxPulls)), passing: semaphore.NewWeighted(int64(cfg.MaxPulls)),
+		opening: semaphore.NewWeighted(maxOpen),
 		gone: otter.Must(&otter.Options[string, struct{}]{
 			MaximumSize: goneCount, ExpiryCalculator: otter.ExpiryWriting[string, struct{}](goneAge),
 		}),
@@ -190,12 +192,33 @@ func (p *Puller) first(ctx context.Context, name string, question func(*source) 
 }
 
 // File opens a small file of the first upstream that has it, such as a log, decoded, and
-// says whether it is to be stored. How much of it is read is for the caller to bound.
+// says whether it is to be stored. How much of it is read is for the caller to bound. Few
+// are open at a time; others wait.
 func (p *Puller) File(ctx context.Context, name string) (body io.ReadCloser, keep bool, err error) {
+	if err := p.opening.Acquire(ctx, 1); err != nil {
+		return nil, false, err
+	}
 	err = p.first(ctx, name, func(s *source) error {
 		body, err = s.File(ctx, name)
 		keep = s.Keep
 		return err
 	})
-	return body, keep, err
+	if err != nil {
+		p.opening.Release(1)
+		return nil, false, err
+	}
+	return &openFile{body, p}, keep, nil
+}
+
+// maxOpen is how many small files are read at a time. Decoding one may take 24 MiB.
+const maxOpen = 8
+
+type openFile struct {
+	io.ReadCloser
+	p *Puller
+}
+
+func (f *openFile) Close() error {
+	defer f.p.opening.Release(1)
+	return f.ReadCloser.Close()
 }

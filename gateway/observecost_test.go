@@ -1,12 +1,18 @@
 package gateway
 
 import (
+	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/dedupd/dedupd/access"
 )
 
 // TestObserveAllocatesNothing holds that a request is counted without allocating: there
@@ -32,5 +38,16 @@ func BenchmarkObserve(b *testing.B) {
 	w := &response{kind: kindNarInfo, status: http.StatusOK, bytes: 700}
 	for b.Loop() {
 		m.observe(w, http.MethodGet, time.Millisecond)
+	}
+}
+
+func BenchmarkAccessLog(b *testing.B) {
+	g := &Gateway{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	w := &response{kind: kindNarInfo, status: http.StatusOK, bytes: 700, start: time.Now(), who: new(access.Identity)}
+	r := httptest.NewRequest(http.MethodGet, "/"+strings.Repeat("1", 32)+".narinfo", nil)
+	r.Header.Set("User-Agent", "curl/8.14.1 Nix/2.34.7")
+	b.ReportAllocs()
+	for b.Loop() {
+		g.logRequest(w, r, time.Millisecond, false)
 	}
 }

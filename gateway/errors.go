@@ -50,6 +50,8 @@ func (g *Gateway) fail(w *response, r *http.Request, err error) bool {
 	switch {
 	case gone:
 		g.log.Info("request was not completed", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
+	case errors.Is(err, pull.ErrFailed):
+		g.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 	case code >= 500 || errors.Is(err, packfile.ErrCorrupt):
 		g.log.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 	case r.Method == http.MethodPut && code != http.StatusUnauthorized:

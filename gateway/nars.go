@@ -253,6 +253,13 @@ func (g *Gateway) putNAR(w *response, r *http.Request, res resource) error {
 // does it, or that of the NAR.
 func checkNarName(file string, f *chunkstore.File) error {
 	stem, _, _ := strings.Cut(file, ".")
+	if hashPart, narHash, ok := strings.Cut(stem, "-"); ok && narinfo.IsHashPart(hashPart) {
+		// As nix-serve names NARs, and package pull.
+		if hash, ok := parseHash(narHash); ok && hash != f.Content {
+			return refuse(http.StatusBadRequest, "the name says that NarHash is %s, but it is %s", narHash, narinfo.EncodeNix32(f.Content[:]))
+		}
+		return nil
+	}
 	hash, ok := parseHash(stem)
 	if ok && hash != f.FileHash && hash != f.Content {
 		return refuse(http.StatusBadRequest, "the name says that the hash is %s, but that of the file is %s", stem, narinfo.EncodeNix32(f.FileHash[:]))

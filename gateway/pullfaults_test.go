@@ -43,6 +43,13 @@ func (o *origin) behind(t *testing.T, toxics ...string) *pull.Config {
 	return o.upstreams(t, func(u *pull.Upstream) { u.Source = source })
 }
 
+// heal ends what on began.
+func (o *origin) heal() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clear(o.serve)
+}
+
 // get gets a URL, whose body may end with an error.
 func (s *server) get(path string, headers ...string) (status int, body []byte, err error) {
 	s.t.Helper()
@@ -105,8 +112,9 @@ func TestPullFaults(t *testing.T) {
 		name    string
 		toxics  []string
 		change  func(*origin, []byte)
-		narInfo int // status
-		nar     int // status; 0 for a body that ends with an error
+		narInfo int  // status
+		heals   bool // the next try works, if nothing is wrong then
+		nar     int  // status; 0 for a body that ends with an error
 	}{
 		{name: "latency", toxics: []string{`{"name":"a","type":"latency","attributes":{"latency":150,"jitter":50}}`}, narInfo: 200, nar: 200},
 		{name: "dribble", toxics: []string{`{"name":"a","type":"slicer","attributes":{"average_size":8000,"size_variation":4000,"delay":2000}}`}, narInfo: 200, nar: 200},
@@ -121,13 +129,13 @@ func TestPullFaults(t *testing.T) {
 				http.NewResponseController(w).Flush()
 				<-r.Context().Done()
 			})
-		}, narInfo: 200},
+		}, narInfo: 200, heals: true},
 		{name: "500", change: func(o *origin, _ []byte) {
 			o.on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", http.StatusInternalServerError) })
 		}, narInfo: 503, nar: 503},
 		{name: "500 of the NAR", change: func(o *origin, _ []byte) {
 			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sorry", http.StatusInternalServerError) })
-		}, narInfo: 200, nar: 503},
+		}, narInfo: 200, nar: 503, heals: true},
 		{name: "NAR is gone", change: func(o *origin, _ []byte) {
 			o.on("nar/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "gone", http.StatusGone) })
 		}, narInfo: 200, nar: 404},
@@ -195,7 +203,13 @@ func TestPullFaults(t *testing.T) {
 			case tt.nar == 200 && !bytes.Equal(body, file):
 				t.Errorf("NAR: got %d bytes of other contents", len(body))
 			}
-			if tt.nar == 200 {
+			if tt.heals {
+				o.heal()
+				if status, body, err := s.get("/" + name); status != 200 || err != nil || !bytes.Equal(body, file) {
+					t.Errorf("NAR, when all is well again: got %d and %d bytes (%v)", status, len(body), err)
+				}
+			}
+			if tt.nar == 200 || tt.heals {
 				s.waitStored(f.path.HashPart())
 			} else {
 				s.stop()

@@ -28,7 +28,6 @@ type fetch struct {
 	p    *Puller
 	path *path
 	name string // nar/<file>
-
 	etag string
 
 	opened chan struct{} // closed when file and size are there, or err
@@ -73,7 +72,7 @@ func (f *fetch) run(ctx context.Context) {
 		f.p.forget(f.path)
 	case err != nil:
 		f.p.log.Warn("pull failed", "upstream", f.path.source.Name(), "file", f.name, "path", f.path.info.StorePath, "err", err)
-		f.bad = wrong(err)
+		f.bad = errors.Is(err, errWrong)
 		err = fmt.Errorf("%w: %v", ErrFailed, err)
 	}
 	f.update(func() { f.err = err })
@@ -130,7 +129,7 @@ func (f *fetch) take(ctx context.Context, body io.Reader) error {
 	g.Go(func() error {
 		err := f.ingest(ingesting)
 		if wrong(err) {
-			return err // no need to fetch the rest
+			return fmt.Errorf("%w: %w", errWrong, err) // no need to fetch the rest
 		}
 		notStored = err
 		return nil

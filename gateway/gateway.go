@@ -19,6 +19,9 @@
 //	serve/<store path>/<file>               GET HEAD       a file, or what is in a directory
 //	api/v1/missing                          POST           which of many paths are not here
 //
+// What is at the names of Nix (narinfos, listings, NARs by file, small files) and not in the
+// store is looked for in upstreams, if there are any: see package pull.
+//
 // What clients rely on, and what this package therefore never does, is in each file's
 // comments; the versions of Nix that were tried are 2.8, 2.26 and 2.34. What Nix does not
 // ask for is described in docs/protocol.md.

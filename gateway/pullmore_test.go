@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
@@ -353,4 +355,33 @@ func TestPullLoop(t *testing.T) {
 		s.want(404, "GET", nowhere.plainURL(), nil)
 	}
 	servers[1].waitStored(there.path.HashPart())
+}
+
+// TestPullHeals pulls again what was damaged in the store.
+func TestPullHeals(t *testing.T) {
+	o := newOrigin(t)
+	f := newFixture(t, 1, 4<<20)
+	file := zstdEncode(t, f.nar)
+	o.put(f, fileName(file, ".zst"), "zstd", file)
+	upstreams := o.upstreams(t)
+	upstreams.Cache = 1 // nothing stays but in the store
+	s := startWith(t, upstreams)
+	s.damaged = true
+	s.pulled(f, file)
+	s.waitStored(f.path.HashPart())
+	if err := s.store.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	damagePacks(t, filepath.Join(s.dir, "bucket"))
+	if status, body, err := s.get(f.plainURL()); status == 200 && err == nil {
+		t.Errorf("got %d bytes from a damaged pack", len(body))
+	}
+	s.pulled(f, file)
+	for range 1000 {
+		if status, body, err := s.get(f.plainURL()); status == 200 && err == nil && bytes.Equal(body, f.nar) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Error("the NAR is still damaged")
 }

@@ -59,7 +59,12 @@ func TestPathTraversal(t *testing.T) {
 	s := start(t)
 	f := newFixture(t, 1, 1000)
 	s.upload(f)
-	var targets []string
+	targets := []string{
+		"//etc/passwd", "/nar//etc/passwd", "/log//x", "/nar/", "/log/%00", "/nar/x%00.nar", "/log/x%0a", "/log/x%20", "/log/%7f", "/log/%ff",
+		"/log/.hidden", "/log/a/b", "/nar/a%2fb.nar", "/nar/C:%5cx", "/nar/file:%2f%2f%2fetc%2fpasswd", "/log/~root", "/log/*", "/log/$HOME", "/log/%7c",
+		"http://elsewhere/etc/passwd", "http://elsewhere/nar/../../etc/passwd", "/" + strings.Repeat("a", 33) + ".narinfo", "/" + strings.Repeat("e", 32) + ".narinfo",
+		"/" + strings.Repeat("../", 200) + "etc/passwd", "/log/" + strings.Repeat("a", 256), "/log/" + strings.Repeat("a/", 2000), "/nar/" + strings.Repeat("%2e", 4000),
+	}
 	for _, up := range []string{
 		"..", "../..", "%2e%2e", "%2E%2e/%2e%2E", "%252e%252e", "..%2f..", "..%252f..", "..%5c..", "..\\..", ".", "%2e",
 		"%c0%ae%c0%ae", "%e0%80%ae%e0%80%ae", "%ef%bc%8e%ef%bc%8e", "%u002e%u002e", "..;", "....//..", "x/..", "x/%2e%2e/..",
@@ -67,14 +72,6 @@ func TestPathTraversal(t *testing.T) {
 		for _, dir := range []string{"", "nar/", "log/", "debuginfo/", "realisations/", "build-trace-v2/x/", "serve/", "serve/" + f.path.String() + "/", "api/v1/"} {
 			targets = append(targets, "/"+dir+up+"/etc/passwd", "/"+dir+up, "/"+dir+up+"/x.doi")
 		}
-	}
-	for _, name := range []string{
-		"//etc/passwd", "/nar//etc/passwd", "/log//x", "/nar/", "/log/%00", "/nar/x%00.nar", "/log/x%0a", "/log/x%20", "/log/%7f", "/log/%ff",
-		"/log/.hidden", "/log/a/b", "/nar/a%2fb.nar", "/nar/C:%5cx", "/nar/file:%2f%2f%2fetc%2fpasswd", "/log/~root", "/log/*", "/log/$HOME", "/log/%7c",
-		"http://elsewhere/etc/passwd", "http://elsewhere/nar/../../etc/passwd", "/" + strings.Repeat("a", 33) + ".narinfo", "/" + strings.Repeat("e", 32) + ".narinfo",
-		"/" + strings.Repeat("../", 200) + "etc/passwd", "/log/" + strings.Repeat("a", 256), "/log/" + strings.Repeat("a/", 2000), "/nar/" + strings.Repeat("%2e", 4000),
-	} {
-		targets = append(targets, name)
 	}
 	before := s.files()
 	for _, target := range targets {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/nixstore"
 )
@@ -26,6 +28,7 @@ type dumpTree struct {
 	what  string
 	path  narinfo.StorePath
 	times map[string][]float64 // MB/s
+	cpu   map[string][]float64 // seconds
 }
 
 // dumps measures how fast NARs come out of a Nix store, from the page cache: one of many
@@ -48,7 +51,7 @@ func dumps(ctx context.Context, b *bench) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		trees[i].path, trees[i].times = path, map[string][]float64{}
+		trees[i].path, trees[i].times, trees[i].cpu = path, map[string][]float64{}, map[string][]float64{}
 	}
 	store, err := nixstore.Open(ctx, nixstore.Options{Root: root})
 	if err != nil {
@@ -67,6 +70,7 @@ func dumps(ctx context.Context, b *bench) ([]row, error) {
 	for _, t := range trees {
 		rows = append(rows,
 			compare(t.what, "MB/s", t.times["dump"], "nix-store --dump", t.times["nix"], atLeast(1)),
+			compare(t.what+", CPU", "s", t.cpu["dump"], "nix-store --dump", t.cpu["nix"], nil),
 			compare(t.what+", hash checked", "MB/s", t.times["checked"], "nix-store --dump | sha256sum", t.times["nix sum"], nil))
 	}
 	return rows, nil
@@ -131,13 +135,26 @@ func (t *dumpTree) measure(ctx context.Context, store *nixstore.Store, root stri
 				return fmt.Errorf("%s: %w", m.name, err)
 			}
 		}
-		start := time.Now()
+		start, cpu := time.Now(), cpuTime()
 		if err := m.run(); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		t.times[m.name] = append(t.times[m.name], float64(info.NarSize)/1e6/time.Since(start).Seconds())
+		t.cpu[m.name] = append(t.cpu[m.name], (cpuTime() - cpu).Seconds())
 	}
 	return nil
+}
+
+// cpuTime returns the CPU time of this process and of those that it has waited for.
+func cpuTime() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err == nil {
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
 }
 
 // A sink is io.Discard without its own way of reading.

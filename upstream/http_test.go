@@ -202,6 +202,22 @@ func TestRefuseLocal(t *testing.T) {
 	}
 }
 
+func TestCheckRedirect(t *testing.T) {
+	request := func(url string) *http.Request { return httptest.NewRequest("GET", url, nil) }
+	c := serve(t, http.NotFound)
+	for _, tt := range []struct {
+		from, to string
+		refused  bool
+	}{
+		{"https://a/x", "https://b/x", false}, {"http://a/x", "https://b/x", false}, {"http://a/x", "http://b/x", false},
+		{"https://a/x", "http://a/x", true},
+	} {
+		if err := c.checkRedirect(request(tt.to), []*http.Request{request(tt.from)}); (err != nil) != tt.refused {
+			t.Errorf("from %s to %s: %v", tt.from, tt.to, err)
+		}
+	}
+}
+
 // TestNARURLs resolves URLs of narinfos as Nix does since 2.32.
 func TestNARURLs(t *testing.T) {
 	for url, want := range map[string]string{

@@ -179,7 +179,7 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 	}
 	g.cacheInfo = g.makeCacheInfo()
 	g.vouched = cfg.vouched()
-	g.requests, g.metrics, g.prober = newRequestMetrics(cfg.Metrics.Registry), cfg.Metrics.Handler(), &prober{store: store}
+	g.requests, g.metrics, g.prober = newRequestMetrics(cfg.Metrics.Registry), cfg.Metrics.Handler(), newProber(store)
 	cfg.Metrics.Store(store)
 	cfg.Metrics.Cache("narinfo", func() (stats.Stats, uint64) { return g.narInfos.Stats(), g.narInfos.WeightedSize() })
 	cfg.Metrics.Cache("listing", func() (stats.Stats, uint64) { return g.listings.Stats(), g.listings.WeightedSize() })

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/dedupd/dedupd/access"
@@ -71,39 +70,32 @@ const (
 // more often because many do.
 type prober struct {
 	store *chunkstore.Store
+	turn  chan struct{} // capacity 1: a token in it is held by who uses what follows
+	last  chunkstore.Health
+	at    time.Time // when last was found
+}
 
-	probing sync.Mutex // held by who asks the bucket
-
-	mu   sync.Mutex // guards what follows
-	last chunkstore.Health
-	at   time.Time // when last was found
+func newProber(store *chunkstore.Store) *prober {
+	return &prober{store: store, turn: make(chan struct{}, 1)}
 }
 
 // errProbing says that an answer of the bucket is late.
 var errProbing = errors.New("the bucket has not answered in time")
 
-// health returns what was found lately, or looks. While somebody else looks it returns
-// what was found before.
+// health returns what was found lately, or looks.
 func (p *prober) health(ctx context.Context) chunkstore.Health {
-	p.mu.Lock()
-	last, age := p.last, time.Since(p.at)
-	p.mu.Unlock()
-	if age < probeAge {
-		return last
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-time.After(2 * probeTimeout): // who looks is stuck, although it should not be
+		return chunkstore.Health{Read: []error{errProbing}}
 	}
-	if !p.probing.TryLock() {
-		if age > probeAge+2*probeTimeout {
-			last.Read = append([]error{errProbing}, last.Read...)
-		}
-		return last
+	if time.Since(p.at) < probeAge {
+		return p.last
 	}
-	defer p.probing.Unlock()
 	// Others get the outcome, so that it must not depend on this client.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 	defer cancel()
-	found := p.store.Health(ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.last, p.at = found, time.Now()
-	return found
+	p.last, p.at = p.store.Health(ctx), time.Now()
+	return p.last
 }

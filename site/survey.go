@@ -51,6 +51,7 @@ func (s *Site) Run(ctx context.Context) error {
 		case <-s.wanted:
 		case <-hourly.C:
 		}
+		hourly.Reset(sampleEvery)
 		v, err := s.survey(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
@@ -69,7 +70,6 @@ func (s *Site) Run(ctx context.Context) error {
 				s.cfg.Log.Warn("could not write the history of the cache's size", "err", err)
 			}
 		}
-		hourly.Reset(sampleEvery)
 		v.history = history
 		s.last.Store(v)
 		s.firstOnce.Do(func() { close(s.first) })

@@ -1,0 +1,38 @@
+package bucket_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/bucket/buckettest"
+)
+
+func TestObserved(t *testing.T) {
+	buckettest.Run(t, func(t *testing.T) bucket.Bucket {
+		return bucket.Observe(openDir(t, t.TempDir()), func(bucket.Operation) {})
+	})
+}
+
+func TestObserve(t *testing.T) {
+	var got []bucket.Operation
+	b := bucket.Observe(openDir(t, t.TempDir()), func(op bucket.Operation) { got = append(got, op) })
+	b.Put(t.Context(), "a", strings.NewReader("12345"), 5)
+	b.ReadAt(t.Context(), "a", make([]byte, 2), 3)
+	b.ReadAt(t.Context(), "b", make([]byte, 2), 3)
+	b.Stat(t.Context(), "a")
+	b.List(t.Context(), "", func(bucket.Info) error { return nil })
+	b.Delete(t.Context(), "a")
+	want := []bucket.Operation{
+		{Name: "put", Bytes: 5}, {Name: "read", Bytes: 2}, {Name: "read", Err: bucket.ErrNotFound}, {Name: "stat"}, {Name: "list"}, {Name: "delete"},
+	}
+	if len(got) != len(want) {
+		t.Fatalf("got %d operations, want %d", len(got), len(want))
+	}
+	for i, w := range want {
+		if g := got[i]; g.Name != w.Name || g.Bytes != w.Bytes || !errors.Is(g.Err, w.Err) || g.Took <= 0 {
+			t.Errorf("operation %d: got %+v, want %+v", i, g, w)
+		}
+	}
+}

@@ -112,3 +112,36 @@ func TestWriterClosed(t *testing.T) {
 		t.Error("WriteHeader after Close succeeded")
 	}
 }
+
+// TestWriterReadFrom has contents read from sources that have as much as was announced,
+// more, or less.
+func TestWriterReadFrom(t *testing.T) {
+	const contents = "some contents"
+	want := tree{regular("", contents)}.bytes(t)
+	for _, test := range []struct {
+		source string
+		ok     bool
+	}{{contents, true}, {contents + " and more", true}, {contents[1:], false}, {"", false}} {
+		var b bytes.Buffer
+		w := nar.NewWriter(&b)
+		if err := w.WriteHeader(&nar.Header{Type: nar.Regular, Size: int64(len(contents))}); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Offset(); got != 96 {
+			t.Errorf("contents begin at %d, want 96", got)
+		}
+		n, err := w.ReadFrom(strings.NewReader(test.source))
+		if want := int64(min(len(test.source), len(contents))); n != want || (err == nil) != test.ok {
+			t.Errorf("%q: got %d bytes, %v", test.source, n, err)
+		}
+		if !test.ok {
+			if !errors.Is(err, io.ErrUnexpectedEOF) || !errors.Is(w.Close(), io.ErrUnexpectedEOF) {
+				t.Errorf("%q: got %v, want %v for good", test.source, err, io.ErrUnexpectedEOF)
+			}
+			continue
+		}
+		if err := w.Close(); err != nil || !bytes.Equal(b.Bytes(), want) || w.Offset() != int64(len(want)) {
+			t.Errorf("%q: got %d bytes, want %d (%v)", test.source, b.Len(), len(want), err)
+		}
+	}
+}

@@ -163,6 +163,9 @@ func TestFlips(t *testing.T) {
 			t.Fatal(err)
 		}
 		found := m.checkRight(t, ix)
+		if seen := ix.Stats().Damage; (seen != nil) != (found != nil) || found != nil && !errors.Is(seen, ErrDamaged) {
+			t.Errorf("reading found %v, Stats says %v", found, seen)
+		}
 		err = verify(t.Context(), ix)
 		switch {
 		case found != nil:

@@ -69,13 +69,13 @@ func layerOf(pkg string) int {
 	return slices.IndexFunc(layers, func(l []string) bool { return slices.Contains(l, pkg) })
 }
 
-// testSupport returns the package that pkg helps to test: bucket for bucket/buckettest,
+// testSupport returns the package that pkg helps to test: bucket for what is in it and ends in "test",
 // the whole module for faultfs and simulation, and "" for packages that are not of this kind.
 func testSupport(pkg string) string {
 	if pkg == "faultfs" || pkg == "simulation" {
 		return "."
 	}
-	if parent := path.Dir(pkg); path.Base(pkg) == path.Base(parent)+"test" {
+	if parent := path.Dir(pkg); parent != "." && strings.HasSuffix(pkg, "test") {
 		return parent
 	}
 	return ""

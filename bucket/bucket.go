@@ -69,6 +69,14 @@ type Bucket interface {
 	String() string
 }
 
+// redacted returns the error of url.Parse without the URL, which may hold a password.
+func redacted(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
+	return fmt.Errorf("parse its URL: %w", err)
+}
+
 // Limits of a key and of each segment, in bytes. S3 ends at 1024, and callers may
 // put the bucket's keys below a prefix; file names end at 255.
 const (
@@ -108,21 +116,22 @@ func goodSegment(s string) bool {
 
 // Open opens the bucket that rawURL names:
 //
-//	file:///srv/bucket    a directory; see OpenDir
+//	file:///srv/bucket         a directory; see OpenDir
+//	s3://bucket/prefix?…       an object store; see OpenS3
 func Open(ctx context.Context, rawURL string) (Bucket, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open bucket: %w", err)
 	}
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		// url.Error quotes the whole URL, which may hold a password.
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err
-		}
-		return nil, fmt.Errorf("open bucket: parse its URL: %w", err)
+		return nil, fmt.Errorf("open bucket: %w", redacted(err))
 	}
-	if u.Scheme != "file" {
-		return nil, fmt.Errorf("open bucket: scheme %q is not supported; use file:///absolute/path", u.Scheme)
+	switch u.Scheme {
+	case "s3":
+		return OpenS3(ctx, rawURL)
+	case "file":
+	default:
+		return nil, fmt.Errorf("open bucket: scheme %q is not supported; use file:///absolute/path or s3://bucket/prefix", u.Scheme)
 	}
 	if u.Host != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || !strings.HasPrefix(u.Path, "/") {
 		return nil, fmt.Errorf("open bucket: %s: a file URL has the form file:///absolute/path and nothing more", u.Redacted())

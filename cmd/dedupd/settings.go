@@ -26,7 +26,7 @@ import (
 // with DEDUPD_ before it and underscores for dashes. Flags go before variables, those
 // before the file, and that before the defaults. Lists of tables are in the file only.
 type Settings struct {
-	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory"`
+	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory or s3://name/prefix"`
 	State  string `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
 	Listen List   `toml:"listen" help:"addresses to serve on: host:port, unix:/path, unix:/path?mode=0660, or systemd for the sockets that it passes"`
 

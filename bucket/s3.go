@@ -1,0 +1,317 @@
+package bucket
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/minio/minio-go/v7"
+)
+
+// S3 is a Bucket in an object store that speaks S3's protocol, or below a prefix in one.
+// An object is put by one request, however large it is (S3 takes up to 5 GB), whose body
+// the server checks against the SHA-256 that the request is signed with.
+type S3 struct {
+	core   minio.Core
+	cfg    *s3Config
+	counts requestCounts
+	budget retryBudget
+}
+
+// OpenS3 opens the bucket that an s3 URL names, which must exist:
+//
+//	s3://<bucket>[/<prefix>][?<setting>=<value>&…]
+//
+//	endpoint        host[:port] or URL of the server; default s3.amazonaws.com
+//	region          default: AWS_REGION, or what the server says
+//	style           path or virtual, for where requests name the bucket; default auto
+//	ca              file with the certificates, in PEM, that the server's must come from
+//	credentials     file in the format of ~/.aws/credentials
+//	profile         section of that file
+//	requester-pays  1 to be charged for requests to somebody else's bucket
+//	storage-class   of new objects
+//	sse             AES256 or aws:kms, for encryption by the server
+//	sse-kms-key     ID of the key for aws:kms
+//	overwrites      1 to use a server that does not honour If-None-Match: *
+//
+// Without credentials or profile they are taken from the environment (AWS_ACCESS_KEY_ID
+// and so on), the file at its usual place, a web identity, or the machine's role.
+//
+// Whether the server refuses to overwrite an object is tried out. One that does not
+// is refused, unless the URL says that it is to be used all the same: then Put looks
+// first, which is no protection from another writer of the same key at the same moment.
+func OpenS3(ctx context.Context, rawURL string) (*S3, error) {
+	cfg, err := parseS3URL(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket: %w", err)
+	}
+	s := &S3{cfg: cfg}
+	client, err := cfg.client(&s.counts)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", s, err)
+	}
+	s.core = minio.Core{Client: client}
+	if err := s.probe(ctx); err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", s, err)
+	}
+	return s, nil
+}
+
+// probeKey begins with a dot, so that no object of the bucket has it.
+const probePrefix = ".dedupd-probe/"
+
+// errOverwrites says that a server replaced an object that it was told not to.
+var errOverwrites = errors.New("the server ignores If-None-Match and overwrites objects; if nothing else writes to this bucket, add overwrites=1 to its URL")
+
+// probe finds out whether the bucket is there, can be written, and honours If-None-Match.
+func (s *S3) probe(ctx context.Context) error {
+	key := probePrefix + rand.Text()
+	if err := s.put(ctx, key, strings.NewReader("first"), 5); err != nil {
+		return fmt.Errorf("try to write: %w", err)
+	}
+	defer s.remove(context.WithoutCancel(ctx), key) // what stays is 5 bytes that nothing lists
+	err := s.put(ctx, key, strings.NewReader("other"), 5)
+	switch {
+	case errors.Is(err, ErrExists):
+		return nil
+	case err != nil:
+		return fmt.Errorf("try to write what is there: %w", err)
+	case !s.cfg.overwrites:
+		return errOverwrites
+	}
+	return nil
+}
+
+// String implements Bucket.
+func (s *S3) String() string { return s.cfg.String() }
+
+// Put implements Bucket.
+func (s *S3) Put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
+	if err := CheckKey(key); err != nil {
+		return fmt.Errorf("put: %w", err)
+	}
+	if size < 0 {
+		return fmt.Errorf("put %s: negative size %d", key, size)
+	}
+	if s.cfg.overwrites {
+		if _, err := s.Stat(ctx, key); err == nil {
+			return fmt.Errorf("put %s: %w", key, ErrExists)
+		} else if !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("put: %w", err)
+		}
+	}
+	if err := s.put(ctx, key, r, size); err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	return nil
+}
+
+// put writes an object. A first attempt that has arrived although its answer was lost
+// makes a later one find the object: ErrExists, as if it were another's.
+func (s *S3) put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
+	sum, err := sumOf(ctx, r, size)
+	if err != nil {
+		return err
+	}
+	opts := s.cfg.putOptions()
+	return s.retry(ctx, func(ctx context.Context, alive func()) error {
+		body := activeReader{io.NewSectionReader(r, 0, size), alive}
+		_, err := s.core.PutObject(ctx, s.cfg.bucket, s.cfg.prefix+key, body, size, "", sum, opts)
+		if code := minio.ToErrorResponse(err).StatusCode; code == http.StatusPreconditionFailed {
+			return permanent(ErrExists)
+		}
+		return err
+	})
+}
+
+// sumOf returns the SHA-256 of a body in hexadecimal.
+func sumOf(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
+	h := sha256.New()
+	for done := int64(0); done < size; {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		n, err := io.Copy(h, io.NewSectionReader(r, done, min(copyStep, size-done)))
+		if err != nil {
+			return "", err
+		}
+		if n == 0 {
+			return "", io.ErrUnexpectedEOF
+		}
+		done += n
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// ReadAt implements Bucket. It is one request, unless that fails.
+func (s *S3) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
+	if err := check(ctx, key); err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	if len(p) == 0 {
+		_, err := s.Stat(ctx, key)
+		return err
+	}
+	var opts minio.GetObjectOptions
+	if err := opts.SetRange(off, off+int64(len(p))-1); err != nil {
+		return fmt.Errorf("read %s: %w", key, err)
+	}
+	s.cfg.payer(opts.Set)
+	done := 0 // what a broken attempt has read stays
+	err := s.retry(ctx, func(ctx context.Context, alive func()) error {
+		if done > 0 {
+			if err := opts.SetRange(off+int64(done), off+int64(len(p))-1); err != nil {
+				return err
+			}
+		}
+		n, err := s.readRange(ctx, key, p[done:], off+int64(done), opts, alive)
+		done += n
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *S3) readRange(ctx context.Context, key string, p []byte, off int64, opts minio.GetObjectOptions, alive func()) (int, error) {
+	body, _, header, err := s.core.GetObject(ctx, s.cfg.bucket, s.cfg.prefix+key, opts)
+	if err != nil {
+		return 0, s.readError(ctx, key, err)
+	}
+	defer body.Close()
+	size, err := checkRange(header, off)
+	if err != nil {
+		return 0, err
+	}
+	if size < off+int64(len(p)) {
+		return 0, permanent(io.ErrUnexpectedEOF)
+	}
+	n, err := io.ReadFull(activeReader{body, alive}, p)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = errors.New("the response ended early") // the object does not
+	}
+	return n, err
+}
+
+// checkRange checks that a response begins at off, and returns the size of its object.
+func checkRange(h http.Header, off int64) (size int64, err error) {
+	text := h.Get("Content-Range")
+	if text == "" && off == 0 { // all of it
+		return strconv.ParseInt(h.Get("Content-Length"), 10, 64)
+	}
+	var first, last int64
+	if _, err := fmt.Sscanf(text, "bytes %d-%d/%d", &first, &last, &size); err != nil || first != off {
+		return 0, permanent(fmt.Errorf("the server was asked for the bytes from %d on, and sent the range %q", off, text))
+	}
+	return size, nil
+}
+
+// readError gives the errors of reading their meaning.
+func (s *S3) readError(ctx context.Context, key string, err error) error {
+	switch resp := minio.ToErrorResponse(err); resp.StatusCode {
+	case http.StatusNotFound:
+		if resp.Code == minio.NoSuchBucket {
+			return permanent(err)
+		}
+		return s.sureAbsent(ctx, key)
+	case http.StatusRequestedRangeNotSatisfiable:
+		return permanent(io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// Stat implements Bucket.
+func (s *S3) Stat(ctx context.Context, key string) (Info, error) {
+	if err := check(ctx, key); err != nil {
+		return Info{}, fmt.Errorf("stat: %w", err)
+	}
+	info := Info{Key: key}
+	err := s.retry(ctx, func(ctx context.Context, _ func()) error {
+		var opts minio.StatObjectOptions
+		s.cfg.payer(opts.Set)
+		o, err := s.core.StatObject(ctx, s.cfg.bucket, s.cfg.prefix+key, opts)
+		info.Size = o.Size
+		return s.readError(ctx, key, err)
+	})
+	if err != nil {
+		return Info{}, fmt.Errorf("stat %s: %w", key, err)
+	}
+	return info, nil
+}
+
+// sureAbsent returns ErrNotFound if the bucket answers and does not list key. A 404 alone
+// may be about the bucket, or come from something else between here and there.
+func (s *S3) sureAbsent(ctx context.Context, key string) error {
+	opts := minio.ListObjectsOptions{Prefix: s.cfg.prefix + key, Recursive: true, MaxKeys: 1}
+	s.cfg.payer(opts.Set)
+	for o := range s.core.ListObjectsIter(ctx, s.cfg.bucket, opts) {
+		if o.Err != nil {
+			return o.Err
+		}
+		if o.Key == s.cfg.prefix+key {
+			return errors.New("the object is listed, but cannot be found")
+		}
+		break
+	}
+	return permanent(ErrNotFound)
+}
+
+// List implements Bucket.
+func (s *S3) List(ctx context.Context, prefix string, fn func(Info) error) error {
+	opts := minio.ListObjectsOptions{Prefix: s.cfg.prefix + prefix, Recursive: true}
+	s.cfg.payer(opts.Set)
+	var fnErr error
+	err := s.retry(ctx, func(ctx context.Context, alive func()) error {
+		for o := range s.core.ListObjectsIter(ctx, s.cfg.bucket, opts) {
+			alive()
+			if o.Err != nil {
+				return o.Err
+			}
+			opts.StartAfter = o.Key
+			key := strings.TrimPrefix(o.Key, s.cfg.prefix)
+			if CheckKey(key) != nil {
+				continue // somebody else's
+			}
+			if fnErr = fn(Info{Key: key, Size: o.Size}); fnErr != nil {
+				return permanent(fnErr)
+			}
+		}
+		return ctx.Err()
+	})
+	if fnErr != nil {
+		return fnErr
+	}
+	if err != nil {
+		return fmt.Errorf("list %q: %w", prefix, err)
+	}
+	return nil
+}
+
+// Delete implements Bucket.
+func (s *S3) Delete(ctx context.Context, key string) error {
+	if err := check(ctx, key); err != nil {
+		return fmt.Errorf("delete: %w", err)
+	}
+	if err := s.remove(ctx, key); err != nil {
+		return fmt.Errorf("delete %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *S3) remove(ctx context.Context, key string) error {
+	return s.retry(ctx, func(ctx context.Context, _ func()) error {
+		err := s.core.RemoveObject(ctx, s.cfg.bucket, s.cfg.prefix+key, minio.RemoveObjectOptions{})
+		if minio.ToErrorResponse(err).Code == minio.NoSuchKey {
+			return nil
+		}
+		return err
+	})
+}

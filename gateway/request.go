@@ -19,10 +19,11 @@ type bodyReader struct {
 	ctl     *http.ResponseController
 	timeout time.Duration
 	end     time.Time
+	http2   bool
 }
 
 func (g *Gateway) body(w *response, r *http.Request) *bodyReader {
-	return &bodyReader{r: r.Body, w: w, ctl: http.NewResponseController(w), timeout: g.cfg.IdleTimeout}
+	return &bodyReader{r: r.Body, w: w, ctl: http.NewResponseController(w), timeout: g.cfg.IdleTimeout, http2: r.ProtoMajor == 2}
 }
 
 func (b *bodyReader) Read(p []byte) (int, error) {
@@ -33,9 +34,10 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	b.ctl.SetReadDeadline(deadline) // fails where there is no connection: in tests
 	n, err := b.r.Read(p)
 	b.w.received += int64(n)
-	if err == io.EOF {
+	if err == io.EOF || b.http2 {
 		// Or else net/http, which goes on reading to see whether the client leaves,
-		// would take the deadline for that.
+		// would take the deadline for that. With HTTP/2 a deadline that passes ends the
+		// body, also while it is not the client who is waited for.
 		b.ctl.SetReadDeadline(time.Time{})
 	}
 	return n, bodyError(err)

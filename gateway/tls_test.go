@@ -165,6 +165,18 @@ func TestUploadsWaitHTTP2(t *testing.T) {
 	wg.Wait()
 }
 
+// TestSlowedUploadHTTP2 uploads with a token whose limit has the server wait for longer
+// than a client may between two reads.
+func TestSlowedUploadHTTP2(t *testing.T) {
+	const idle = 50 * time.Millisecond
+	v, texts := newVault(t, access.Token{Name: "slow", Rights: access.Read | access.Write, Rate: 1 << 20})
+	s := startTLS(t, accesstest.NewAuthority(t), chunkstore.Limits{}, v.private, func(c *gateway.Config) { c.IdleTimeout = idle })
+	f := newFixture(t, 1, 3<<20)
+	if a := s.want(200, "PUT", "/"+fileName(f.nar, ""), f.nar, bearer(texts[0])); a.ProtoMajor != 2 {
+		t.Errorf("got %s, want HTTP/2", a.Proto)
+	}
+}
+
 // testNixPrivate uploads to, and substitutes from, a private cache with TLS, with netrc and
 // with a certificate.
 func testNixPrivate(t *testing.T) {

@@ -10,7 +10,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -86,7 +88,8 @@ func load(ctx context.Context, b *bench) ([]row, error) {
 }
 
 // latency measures how long the answer to a narinfo takes while nothing else happens, and
-// while 16 clients upload, in turn. Wrk asks: this process is busy with the uploads.
+// while 16 clients upload, in turn. Wrk asks: this process is busy with the uploads. What
+// an nginx that has nothing to do with them answers meanwhile is what the machine costs.
 func latency(ctx context.Context, b *bench) ([]row, error) {
 	s, err := b.startStocked(ctx)
 	if err != nil {
@@ -97,7 +100,16 @@ func latency(ctx context.Context, b *bench) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	var idle, busy []float64
+	root := filepath.Join(b.work, "www")
+	if err := s.mirrorNarinfos(root); err != nil {
+		return nil, err
+	}
+	nginx, err := b.startNginx(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	defer nginx.kill()
+	var idle, busy, beside []float64
 	for i := range b.rounds {
 		quiet, err := b.wrkLatency(ctx, s.child, script, paths)
 		if err != nil {
@@ -115,25 +127,44 @@ func latency(ctx context.Context, b *bench) ([]row, error) {
 		}
 		time.Sleep(time.Second) // until all of them run
 		loud, err := b.wrkLatency(ctx, s.child, script, paths)
+		var floor float64
+		if err == nil {
+			floor, err = b.wrkLatency(ctx, nginx, script, paths)
+		}
 		stop()
 		if err := errors.Join(err, group.Wait()); err != nil {
 			return nil, err
 		}
-		idle, busy = append(idle, quiet), append(busy, loud)
-		b.progress("round %d of %d: p99 %.2f ms idle, %.2f ms while %d upload", i+1, b.rounds, quiet, loud, uploads)
+		idle, busy, beside = append(idle, quiet), append(busy, loud), append(beside, floor)
+		b.progress("round %d of %d: p99 %.2f ms idle, %.2f ms while %d upload, nginx %.2f ms then", i+1, b.rounds, quiet, loud, uploads, floor)
 		if _, err := s.settled(ctx); err != nil {
 			return nil, err
 		}
 	}
 	what := fmt.Sprintf("p99 of a narinfo, %d uploads", uploads)
-	return []row{compare(what, "ms", busy, "idle", idle, atMost(10))}, nil
+	return []row{
+		compare(what, "ms", busy, "idle", idle, atMost(10)),
+		compare("the same", "ms", busy, "nginx at that time", beside, nil),
+	}, nil
+}
+
+// mirrorNarinfos writes what the server has been given into root.
+func (s *stocked) mirrorNarinfos(root string) error {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	errs := []error{os.WriteFile(filepath.Join(root, "nix-cache-info"), []byte("StoreDir: /nix/store\n"), 0o644)}
+	for _, p := range s.paths {
+		errs = append(errs, os.WriteFile(filepath.Join(root, p.narinfo), p.text, 0o644))
+	}
+	return errors.Join(errs...)
 }
 
 var wrkP99 = regexp.MustCompile(`(?m)^\s*99%\s+([0-9.]+[a-z]+)$`)
 
 // wrkLatency returns the 99th percentile, in milliseconds, of one connection's requests.
 func (b *bench) wrkLatency(ctx context.Context, server *child, script, paths string) (float64, error) {
-	cmd := exec.CommandContext(ctx, "wrk", "-t1", "-c1", "--latency", fmt.Sprintf("-d%ds", b.seconds), "-s", script, server.url, "--", paths)
+	cmd := exec.CommandContext(ctx, "wrk", "-t1", "-c1", "--timeout", "30s", "--latency", fmt.Sprintf("-d%ds", b.seconds), "-s", script, server.url, "--", paths)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("wrk: %w\n%s", err, out)
@@ -149,7 +180,7 @@ func (b *bench) wrkLatency(ctx context.Context, server *child, script, paths str
 // A stocked server has the corpus, in the bucket.
 type stocked struct {
 	*child
-	sources        []storePath
+	paths, sources []storePath // all, and those with a NAR of their own
 	narinfos, nars []file
 }
 
@@ -159,7 +190,7 @@ func (b *bench) startStocked(ctx context.Context) (_ *stocked, err error) {
 		return nil, err
 	}
 	paths, repo := distinct(gens, byNarinfo), b.repository("stocked")
-	s := &stocked{sources: distinct(gens, byNAR)}
+	s := &stocked{paths: paths, sources: distinct(gens, byNAR)}
 	if s.child, err = b.serveRepository(ctx, repo, b.splitter); err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ type Options struct {
 	// FlushInterval is the age at which a commit's pack is sealed; default 30 s.
 	FlushInterval time.Duration
 	// Workers is how many processors uploads may keep busy; default GOMAXPROCS. Where that
-	// is one more, readers do not wait for uploads.
+	// is some more, readers do not wait for uploads.
 	Workers int
 	// PieceMemory bounds, in bytes, what chunks of running uploads take on their way to
 	// disk; default 48 MiB. Beside it an upload has buffers of about 5 MiB.

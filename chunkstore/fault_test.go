@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -33,8 +34,9 @@ func TestMain(m *testing.M) {
 
 const (
 	faultClients = 8
-	faultNARs    = 28 // of each client
-	faultSample  = 24 // operations
+	faultNARs    = 28  // of each client
+	faultSample  = 24  // operations
+	faultBatch   = 300 // of these, with a mount of their own: what the kernel remembers of a volume stays in memory
 )
 
 // faultPoints returns the numbers of operations to look at, in 1 … n.
@@ -368,29 +370,38 @@ func TestFaultErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var counts faultCounts
-			parallel(t, faultPoints(t, rnd, n, faultSample), func(at uint64) {
-				r := newFaultRun(t, newVolume(t, fs), nars)
-				if err := r.volume.SetPlan(faultfs.Plan{Faults: c.faults(at), Seed: at}); err != nil {
-					t.Error(err)
-					return
-				}
-				if err := r.upload(t, discard()); err != nil {
-					counts.stopped.Add(1)
-				}
-				if err := r.volume.SetPlan(faultfs.Plan{}); err != nil {
-					t.Error(err)
-				}
-				what := fmt.Sprintf("%s at operation %d (%s, then %s)", c.name, at, r.volume.Describe(at), r.volume.Describe(at+1))
-				left, _, err := r.volume.Cut(0, at)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				r.checkLeft(t, left, 0, &counts, what+" and then a power cut")
-				counts.faults.Add(-1) // the same one
-				r.checkLeft(t, r.volume, 0, &counts, what)
-			})
+			points := faultPoints(t, rnd, n, faultSample)
+			for batch := range slices.Chunk(points, faultBatch) {
+				t.Run(fmt.Sprint("from ", batch[0]), func(t *testing.T) {
+					fs := faultfs.Mount(t)
+					parallel(t, batch, func(at uint64) { failAt(t, fs, nars, at, c.name, c.faults(at), &counts) })
+				})
+			}
 			counts.log(t, c.name)
 		})
 	}
+}
+
+// failAt has operations fail from number at on, and looks at what is left of everything.
+func failAt(t *testing.T, fs *faultfs.FS, nars [][]byte, at uint64, name string, faults []faultfs.Fault, counts *faultCounts) {
+	r := newFaultRun(t, newVolume(t, fs), nars)
+	if err := r.volume.SetPlan(faultfs.Plan{Faults: faults, Seed: at}); err != nil {
+		t.Error(err)
+		return
+	}
+	if err := r.upload(t, discard()); err != nil {
+		counts.stopped.Add(1)
+	}
+	if err := r.volume.SetPlan(faultfs.Plan{}); err != nil {
+		t.Error(err)
+	}
+	what := fmt.Sprintf("%s at operation %d (%s, then %s)", name, at, r.volume.Describe(at), r.volume.Describe(at+1))
+	left, _, err := r.volume.Cut(0, at)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	r.checkLeft(t, left, 0, counts, what+" and then a power cut")
+	counts.faults.Add(-1) // the same one
+	r.checkLeft(t, r.volume, 0, counts, what)
 }

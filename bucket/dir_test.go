@@ -65,7 +65,7 @@ func TestOpen(t *testing.T) {
 		{"file:relative", "form file:///"},
 		{"file://", "form file:///"},
 		{"/plain/path", "scheme"},
-		{"s3://b", `"s3" is not supported; use file:///`},
+		{"gs://b", `"gs" is not supported; use file:///`},
 		{"http://user:secret@[::1", "parse"},
 	} {
 		b, err := bucket.Open(t.Context(), c.url)

@@ -201,7 +201,9 @@ func (r *recovery) reseal(ctx context.Context, name packfile.Name) error {
 			r.report.Commits++
 		}
 	}
-	if err := r.removeHalf(name); err != nil {
+	// What the journal says counts from now on, on disk or not. So it must not come back: a
+	// power cut may take what was not synced when the process before was killed.
+	if err := errors.Join(r.removeHalf(name), syncDir(filepath.Dir(r.spool.path(name, packSuffix)))); err != nil {
 		return err
 	}
 	return r.addSealed(ctx, name)

@@ -17,7 +17,7 @@ import (
 const (
 	minOperations = 2000 // of an undisturbed run
 	killSample    = 24   // operations, unless DEDUPD_FAULTS says more
-	killPaths     = 300
+	killPaths     = 340
 	killClients   = 8
 	cutsPerKill   = 2
 	recoveryEvery = 8 // one recovery in so many is killed too

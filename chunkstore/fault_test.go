@@ -104,17 +104,21 @@ func newFaultRun(t testing.TB, v *faultfs.Volume, nars [][]byte) *faultRun {
 }
 
 // openFaulty opens the store of a volume.
-func openFaulty(ctx context.Context, v *faultfs.Volume, log *slog.Logger) (*Store, error) {
+func openFaulty(ctx context.Context, v *faultfs.Volume, log *slog.Logger, change ...func(*Options)) (*Store, error) {
 	b, err := bucket.Open(ctx, "file://"+filepath.Join(v.Path(), "bucket"))
 	if err != nil {
 		return nil, err
 	}
 	repo := DefaultRepository(testStoreDir, Rabin)
 	repo.MinSize, repo.AverageBits, repo.MaxSize = 4<<10, 13, 64<<10
-	return Open(ctx, Options{
+	opts := Options{
 		State: filepath.Join(v.Path(), "state"), Bucket: b, Repository: repo, PackSize: 128 << 10, FlushInterval: 20 * time.Millisecond,
 		Limits: Limits{SpaceTimeout: time.Millisecond}, Log: log, IndexMemory: 128 << 10, RetryInterval: 5 * time.Millisecond,
-	})
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	return Open(ctx, opts)
 }
 
 // upload opens the store and uploads everything, each thing up to three times, whatever the

@@ -3,14 +3,11 @@ package chunkstore
 import (
 	"context"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/faultfs"
 )
 
@@ -28,7 +25,7 @@ func TestFaultReseal(t *testing.T) {
 		if err := v.SetPlan(plan); err != nil {
 			t.Fatal(err)
 		}
-		s, err := openOnVolume(t.Context(), v)
+		s, err := openFaulty(t.Context(), v, discard(), neverSeal)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +59,7 @@ func TestFaultReseal(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(killed.Path(), "bucket", "packs"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s, err := openOnVolume(t.Context(), killed)
+	s, err := openFaulty(t.Context(), killed, discard(), neverSeal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,17 +88,4 @@ func TestFaultReseal(t *testing.T) {
 	if err := s.Close(ctx); err != nil {
 		t.Error(err)
 	}
-}
-
-// openOnVolume opens a store that seals no pack by itself.
-func openOnVolume(ctx context.Context, v *faultfs.Volume) (*Store, error) {
-	b, err := bucket.Open(ctx, "file://"+filepath.Join(v.Path(), "bucket"))
-	if err != nil {
-		return nil, err
-	}
-	repo := DefaultRepository(testStoreDir, Rabin)
-	repo.MinSize, repo.AverageBits, repo.MaxSize = 4<<10, 13, 64<<10
-	return Open(ctx, Options{
-		State: filepath.Join(v.Path(), "state"), Bucket: b, Repository: repo, FlushInterval: time.Hour, Log: slog.New(slog.DiscardHandler),
-	})
 }

@@ -233,7 +233,6 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	if via := r.Header["Via"]; g.cfg.Pull != nil && via != nil {
 		r = r.WithContext(upstream.WithVia(r.Context(), via...))
 	}
-	w.kind = res.kind
 	if !res.kind.allows(r.Method) {
 		w.Header().Set("Allow", res.kind.methods())
 		return refuse(http.StatusMethodNotAllowed, "use %s", res.kind.methods())

@@ -116,18 +116,7 @@ func (g *Gateway) missingJSON(w *response, r *http.Request, in *bufio.Reader) er
 		return err
 	}
 	setAnswer(w, "application/json")
-	out := bufio.NewWriter(w)
-	out.WriteString(`{"missing":[`)
-	for i, p := range missing {
-		if i > 0 {
-			out.WriteByte(',')
-		}
-		out.WriteByte('"')
-		out.WriteString(p) // of characters that need no escapes
-		out.WriteByte('"')
-	}
-	out.WriteString("]}\n")
-	return out.Flush()
+	return json.NewEncoder(w).Encode(MissingReply{append([]string{}, missing...)}) // [], not null
 }
 
 var errNoRequest = errors.New("something else")

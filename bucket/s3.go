@@ -64,7 +64,7 @@ func OpenS3(ctx context.Context, rawURL string) (*S3, error) {
 	return s, nil
 }
 
-// probeKey begins with a dot, so that no object of the bucket has it.
+// probePrefix begins with a dot, so that no key of an object does like it.
 const probePrefix = ".dedupd-probe/"
 
 // errOverwrites says that a server replaced an object that it was told not to.

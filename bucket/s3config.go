@@ -152,7 +152,7 @@ func (c *s3Config) credentials(transport http.RoundTripper) *credentials.Credent
 const (
 	dialTimeout   = 10 * time.Second
 	headerTimeout = time.Minute // a server may write a pack to its disks before it answers
-	stallTimeout  = 30 * time.Second
+	stallTimeout  = headerTimeout + 30*time.Second
 	iamTimeout    = 10 * time.Second
 )
 

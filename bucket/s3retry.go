@@ -2,6 +2,7 @@ package bucket
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -68,9 +69,9 @@ var errStalled = fmt.Errorf("nothing has moved for %v", stallTimeout)
 func (s *S3) attempt(ctx context.Context, attempt func(ctx context.Context, alive func()) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stalled := time.AfterFunc(headerTimeout+stallTimeout, func() { cancel(errStalled) })
+	stalled := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
 	defer stalled.Stop()
-	err := attempt(ctx, func() { stalled.Reset(headerTimeout + stallTimeout) })
+	err := attempt(ctx, func() { stalled.Reset(stallTimeout) })
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		return errStalled
 	}
@@ -83,9 +84,12 @@ func transient(err error) bool {
 	resp := minio.ToErrorResponse(err)
 	switch resp.StatusCode {
 	case 0: // no answer
-		return true
+		return !errors.As(err, new(*tls.CertificateVerificationError))
 	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
 		return true
+	case http.StatusForbidden:
+		// So MinIO answers a PUT whose directory a DELETE of the last object in it removes.
+		return resp.Server == "MinIO"
 	case http.StatusNotImplemented:
 		return false
 	}

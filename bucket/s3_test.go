@@ -70,7 +70,7 @@ var faults = []fault{
 // A faultyProxy does something to the k-th request that goes through it.
 type faultyProxy struct {
 	*httptest.Server
-	fault *fault
+	fault atomic.Pointer[fault]
 	k     atomic.Int64
 }
 
@@ -85,18 +85,19 @@ func newFaultyProxy(t *testing.T, target string) *faultyProxy {
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { panic(http.ErrAbortHandler) },
 	}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p.k.Add(-1) != 0 || p.fault == nil {
+		f := p.fault.Load()
+		if p.k.Add(-1) != 0 || f == nil {
 			forward.ServeHTTP(w, r)
 			return
 		}
-		if p.fault.before != nil {
-			p.fault.before(w)
+		if f.before != nil {
+			f.before(w)
 			return
 		}
 		rec := httptest.NewRecorder()
 		forward.ServeHTTP(rec, r)
-		if p.fault.after != nil {
-			p.fault.after(w)
+		if f.after != nil {
+			f.after(w)
 			return
 		}
 		for name, values := range rec.Header() {
@@ -104,7 +105,7 @@ func newFaultyProxy(t *testing.T, target string) *faultyProxy {
 		}
 		w.WriteHeader(rec.Code)
 		if r.Method != http.MethodHead {
-			w.Write(p.fault.body(rec.Body.Bytes()))
+			w.Write(f.body(rec.Body.Bytes()))
 		}
 		panic(http.ErrAbortHandler)
 	}))
@@ -125,7 +126,7 @@ func TestS3Faults(t *testing.T) {
 			for k := int64(1); k <= 2; k++ {
 				n++
 				key := fmt.Sprintf("w/%d", n)
-				inject := func() { proxy.fault = &f; proxy.k.Store(k) }
+				inject := func() { proxy.fault.Store(&f); proxy.k.Store(k) }
 				inject()
 				// A Put that has arrived although its answer was lost finds its own object.
 				err := b.Put(t.Context(), key, bytes.NewReader(data), int64(len(data)))
@@ -168,7 +169,7 @@ func TestS3Unreachable(t *testing.T) {
 		t.Errorf("a bucket that is not there: got %v", err)
 	}
 	for _, answer := range []func(http.ResponseWriter){status(http.StatusForbidden), status(http.StatusNotImplemented)} {
-		proxy.fault = &fault{before: answer}
+		proxy.fault.Store(&fault{before: answer})
 		for _, op := range []func() error{
 			func() error { _, err := b.Stat(t.Context(), "w/p"); return err },
 			func() error { return b.ReadAt(t.Context(), "w/p", make([]byte, 1), 0) },

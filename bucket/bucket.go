@@ -57,10 +57,12 @@ type Bucket interface {
 	Stat(ctx context.Context, key string) (Info, error)
 
 	// List calls fn, on the caller's goroutine, for every object whose key begins
-	// with prefix (any string; it need not end at a slash), in lexical order of the
-	// keys' bytes. Objects that come or go meanwhile may or may not be among
-	// them. An error of fn ends the list and is returned as it is.
-	List(ctx context.Context, prefix string, fn func(Info) error) error
+	// with prefix and comes behind after (any strings; they need not end at a slash,
+	// nor name an object; "" is before all keys), in lexical order of the keys'
+	// bytes. What comes before is not looked at: a list that ends soon is cheap.
+	// Objects that come or go meanwhile may or may not be among them. An error of fn
+	// ends the list and is returned as it is.
+	List(ctx context.Context, prefix, after string, fn func(Info) error) error
 
 	// Delete removes the object, durably. It is no error if there is none.
 	Delete(ctx context.Context, key string) error

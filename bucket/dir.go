@@ -324,14 +324,14 @@ func (d *Dir) Delete(ctx context.Context, key string) error {
 }
 
 // List implements Bucket. Files that are not named like objects are passed over.
-func (d *Dir) List(ctx context.Context, prefix string, fn func(Info) error) error {
+func (d *Dir) List(ctx context.Context, prefix, after string, fn func(Info) error) error {
 	if err := d.present(); err != nil {
 		return fmt.Errorf("list %q: %w", prefix, err)
 	}
-	return d.list(ctx, ".", prefix, fn)
+	return d.list(ctx, ".", prefix, after, fn)
 }
 
-func (d *Dir) list(ctx context.Context, dir, prefix string, fn func(Info) error) error {
+func (d *Dir) list(ctx context.Context, dir, prefix, after string, fn func(Info) error) error {
 	entries, err := fs.ReadDir(d.root.FS(), dir)
 	if err != nil {
 		if absent(err) {
@@ -351,23 +351,25 @@ func (d *Dir) list(ctx context.Context, dir, prefix string, fn func(Info) error)
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("list %q: %w", prefix, err)
 		}
-		if err := d.listEntry(ctx, path.Join(dir, e.Name()), e, prefix, fn); err != nil {
+		if err := d.listEntry(ctx, path.Join(dir, e.Name()), e, prefix, after, fn); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *Dir) listEntry(ctx context.Context, key string, e fs.DirEntry, prefix string, fn func(Info) error) error {
+func (d *Dir) listEntry(ctx context.Context, key string, e fs.DirEntry, prefix, after string, fn func(Info) error) error {
 	switch {
 	case CheckKey(key) != nil:
 		return nil
 	case e.IsDir():
-		if below := key + "/"; strings.HasPrefix(below, prefix) || strings.HasPrefix(prefix, below) {
-			return d.list(ctx, key, prefix, fn)
+		below := key + "/"
+		wanted := strings.HasPrefix(below, prefix) || strings.HasPrefix(prefix, below)
+		if wanted && (below > after || strings.HasPrefix(after, below)) {
+			return d.list(ctx, key, prefix, after, fn)
 		}
 		return nil
-	case !e.Type().IsRegular() || !strings.HasPrefix(key, prefix):
+	case !e.Type().IsRegular() || !strings.HasPrefix(key, prefix) || key <= after:
 		return nil
 	}
 	info, err := e.Info()

@@ -116,7 +116,7 @@ func TestDirVanished(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"ReadAt": func() error { return b.ReadAt(t.Context(), "w/p", make([]byte, 1), 0) },
 		"Stat":   func() error { _, err := b.Stat(t.Context(), "w/p"); return err },
-		"List":   func() error { return b.List(t.Context(), "", func(bucket.Info) error { return nil }) },
+		"List":   func() error { return b.List(t.Context(), "", "", func(bucket.Info) error { return nil }) },
 		"Delete": func() error { return b.Delete(t.Context(), "w/p") },
 		"Put":    func() error { return b.Put(t.Context(), "w/q", strings.NewReader("x"), 1) },
 	} {
@@ -165,7 +165,7 @@ func TestDirOldTemporaryFiles(t *testing.T) {
 	if _, err := os.Stat(young); err != nil {
 		t.Errorf("young temporary file: %v", err)
 	}
-	b.List(t.Context(), "", func(i bucket.Info) error {
+	b.List(t.Context(), "", "", func(i bucket.Info) error {
 		t.Errorf("List: got %v", i)
 		return nil
 	})

@@ -50,8 +50,8 @@ func (o *observed) Stat(ctx context.Context, key string) (info Info, err error) 
 	return info, err
 }
 
-func (o *observed) List(ctx context.Context, prefix string, fn func(Info) error) error {
-	return o.observe("list", 0, func() error { return o.Bucket.List(ctx, prefix, fn) })
+func (o *observed) List(ctx context.Context, prefix, after string, fn func(Info) error) error {
+	return o.observe("list", 0, func() error { return o.Bucket.List(ctx, prefix, after, fn) })
 }
 
 func (o *observed) Delete(ctx context.Context, key string) error {

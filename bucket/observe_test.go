@@ -22,7 +22,7 @@ func TestObserve(t *testing.T) {
 	b.ReadAt(t.Context(), "a", make([]byte, 2), 3)
 	b.ReadAt(t.Context(), "b", make([]byte, 2), 3)
 	b.Stat(t.Context(), "a")
-	b.List(t.Context(), "", func(bucket.Info) error { return nil })
+	b.List(t.Context(), "", "", func(bucket.Info) error { return nil })
 	b.Delete(t.Context(), "a")
 	want := []bucket.Operation{
 		{Name: "put", Bytes: 5}, {Name: "read", Bytes: 2}, {Name: "read", Err: bucket.ErrNotFound}, {Name: "stat"}, {Name: "list"}, {Name: "delete"},

@@ -265,11 +265,14 @@ func (s *S3) sureAbsent(ctx context.Context, key string) error {
 }
 
 // List implements Bucket.
-func (s *S3) List(ctx context.Context, prefix string, fn func(Info) error) error {
+func (s *S3) List(ctx context.Context, prefix, after string, fn func(Info) error) error {
 	if CheckKey(prefix+"x") != nil {
 		return ctx.Err() // no key begins like that, and MinIO refuses to look
 	}
 	opts := minio.ListObjectsOptions{Prefix: s.cfg.prefix + prefix, Recursive: true}
+	if after != "" {
+		opts.StartAfter = s.cfg.prefix + after
+	}
 	s.cfg.payer(opts.Set)
 	var fnErr error
 	err := s.retry(ctx, func(ctx context.Context, alive func()) error {

@@ -148,7 +148,7 @@ func TestS3Faults(t *testing.T) {
 				}
 				inject()
 				seen := 0
-				if err := b.List(t.Context(), "w/", func(bucket.Info) error { seen++; return nil }); err != nil || seen != n {
+				if err := b.List(t.Context(), "w/", "", func(bucket.Info) error { seen++; return nil }); err != nil || seen != n {
 					t.Errorf("List, request %d: %d objects, %v, want %d", k, seen, err, n)
 				}
 			}
@@ -174,7 +174,7 @@ func TestS3Unreachable(t *testing.T) {
 			func() error { _, err := b.Stat(t.Context(), "w/p"); return err },
 			func() error { return b.ReadAt(t.Context(), "w/p", make([]byte, 1), 0) },
 			func() error { return b.Put(t.Context(), "w/p", strings.NewReader("x"), 1) },
-			func() error { return b.List(t.Context(), "", func(bucket.Info) error { return nil }) },
+			func() error { return b.List(t.Context(), "", "", func(bucket.Info) error { return nil }) },
 		} {
 			proxy.k.Store(1)
 			if err := op(); err == nil || errors.Is(err, bucket.ErrNotFound) || errors.Is(err, bucket.ErrExists) || errors.Is(err, io.ErrUnexpectedEOF) {

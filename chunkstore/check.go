@@ -234,7 +234,7 @@ func (c *checker) checkObject(ctx context.Context, o *content) error {
 
 // checkBucket finds packs that the index does not know, and what is no pack.
 func (c *checker) checkBucket(ctx context.Context) error {
-	return c.store.opts.Bucket.List(ctx, "", func(info bucket.Info) error {
+	return c.store.opts.Bucket.List(ctx, "", "", func(info bucket.Info) error {
 		text, isPack := strings.CutPrefix(info.Key, packPrefix)
 		name, err := packfile.ParseName(strings.TrimSuffix(text, packSuffix))
 		switch {

@@ -68,7 +68,7 @@ func (r *recovery) readIndex(ctx context.Context) (err error) {
 }
 
 func (r *recovery) listBucket(ctx context.Context) error {
-	return r.opts.Bucket.List(ctx, packPrefix, func(info bucket.Info) error {
+	return r.opts.Bucket.List(ctx, packPrefix, "", func(info bucket.Info) error {
 		text, ok := strings.CutSuffix(strings.TrimPrefix(info.Key, packPrefix), ".pack")
 		name, err := packfile.ParseName(text)
 		if err != nil || !ok {

@@ -83,7 +83,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 		}
 	}
 	st := &c.Stats
-	err = s.opts.Bucket.List(ctx, "", func(info bucket.Info) error {
+	err = s.opts.Bucket.List(ctx, "", "", func(info bucket.Info) error {
 		st.Objects++
 		st.StoredBytes += info.Size
 		return nil

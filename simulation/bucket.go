@@ -177,8 +177,8 @@ func (b *faultyBucket) Stat(ctx context.Context, key string) (info bucket.Info, 
 	return info, err
 }
 
-func (b *faultyBucket) List(ctx context.Context, prefix string, fn func(bucket.Info) error) error {
-	return b.run(ctx, opList, bucketCall{do: func() error { return b.Bucket.List(ctx, prefix, fn) }})
+func (b *faultyBucket) List(ctx context.Context, prefix, after string, fn func(bucket.Info) error) error {
+	return b.run(ctx, opList, bucketCall{do: func() error { return b.Bucket.List(ctx, prefix, after, fn) }})
 }
 
 func (b *faultyBucket) Delete(ctx context.Context, key string) error {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -198,21 +199,21 @@ type failingReader struct{ err error }
 
 func (r failingReader) ReadAt([]byte, int64) (int, error) { return 0, r.err }
 
-func list(t *testing.T, b bucket.Bucket, prefix string) []bucket.Info {
+func list(t *testing.T, b bucket.Bucket, prefix, after string) []bucket.Info {
 	t.Helper()
 	var infos []bucket.Info
-	err := b.List(t.Context(), prefix, func(i bucket.Info) error {
+	err := b.List(t.Context(), prefix, after, func(i bucket.Info) error {
 		infos = append(infos, i)
 		return nil
 	})
 	if err != nil {
-		t.Fatalf("List(%q): %v", prefix, err)
+		t.Fatalf("List(%q, %q): %v", prefix, after, err)
 	}
 	return infos
 }
 
 func testList(t *testing.T, b bucket.Bucket) {
-	if got := list(t, b, ""); len(got) != 0 {
+	if got := list(t, b, "", ""); len(got) != 0 {
 		t.Fatalf("List of an empty bucket: got %v", got)
 	}
 	keys := []string{"a-b", "a.b/x", "a/b", "a/b-c", "a0", "a/c/1", "a/c-1", "a/c.1", "B", "ab/c", "a/c/2", "z/y/x/w", "_", "-"}
@@ -220,15 +221,17 @@ func testList(t *testing.T, b bucket.Bucket) {
 		put(t, b, key, make([]byte, i))
 	}
 	for _, prefix := range []string{"", "a", "a/", "a/c", "a/c/", "a/b", "a/b-c", "z/y", "z/y/x/w", "none", "a/none", "z/y/x/w/v", "/", "B/"} {
-		var want []bucket.Info
-		for i, key := range keys {
-			if len(key) >= len(prefix) && key[:len(prefix)] == prefix {
-				want = append(want, bucket.Info{Key: key, Size: int64(i)})
+		for _, after := range []string{"", "A", "a", "a-", "a-b", "a.b/", "a/", "a/b", "a/b-", "a/c", "a/c/1", "a/c/1/x", "a/c0", "a0", "z/y/x/w", "zz"} {
+			var want []bucket.Info
+			for i, key := range keys {
+				if strings.HasPrefix(key, prefix) && key > after {
+					want = append(want, bucket.Info{Key: key, Size: int64(i)})
+				}
 			}
-		}
-		slices.SortFunc(want, func(x, y bucket.Info) int { return bytes.Compare([]byte(x.Key), []byte(y.Key)) })
-		if got := list(t, b, prefix); !slices.Equal(got, want) {
-			t.Errorf("List(%q):\n got %v\nwant %v", prefix, got, want)
+			slices.SortFunc(want, func(x, y bucket.Info) int { return strings.Compare(x.Key, y.Key) })
+			if got := list(t, b, prefix, after); !slices.Equal(got, want) {
+				t.Errorf("List(%q, %q):\n got %v\nwant %v", prefix, after, got, want)
+			}
 		}
 	}
 }
@@ -239,7 +242,7 @@ func testListStops(t *testing.T, b bucket.Bucket) {
 	}
 	enough := errors.New("enough")
 	calls := 0
-	err := b.List(t.Context(), "w/", func(bucket.Info) error {
+	err := b.List(t.Context(), "w/", "", func(bucket.Info) error {
 		if calls++; calls == 3 {
 			return enough
 		}
@@ -249,11 +252,11 @@ func testListStops(t *testing.T, b bucket.Bucket) {
 		t.Errorf("List: got error %v after %d calls, want %v after 3", err, calls, enough)
 	}
 	// An object may be deleted by the very list that shows it.
-	err = b.List(t.Context(), "", func(i bucket.Info) error { return b.Delete(t.Context(), i.Key) })
+	err = b.List(t.Context(), "", "", func(i bucket.Info) error { return b.Delete(t.Context(), i.Key) })
 	if err != nil {
 		t.Errorf("List with Delete: %v", err)
 	}
-	if got := list(t, b, ""); len(got) != 0 {
+	if got := list(t, b, "", ""); len(got) != 0 {
 		t.Errorf("after deleting all: got %v", got)
 	}
 }
@@ -336,7 +339,7 @@ func testCancelled(t *testing.T, b bucket.Bucket) {
 		"Put":    func() error { return b.Put(ctx, "w/q", bytes.NewReader([]byte("x")), 1) },
 		"ReadAt": func() error { return b.ReadAt(ctx, "w/p", make([]byte, 1), 0) },
 		"Stat":   func() error { _, err := b.Stat(ctx, "w/p"); return err },
-		"List":   func() error { return b.List(ctx, "", func(bucket.Info) error { return nil }) },
+		"List":   func() error { return b.List(ctx, "", "", func(bucket.Info) error { return nil }) },
 		"Delete": func() error { return b.Delete(ctx, "w/p") },
 	} {
 		if err := call(); !errors.Is(err, context.Canceled) {

@@ -23,6 +23,9 @@ type observed struct {
 	report func(Operation)
 }
 
+// Unwrap returns the bucket that is observed.
+func (o *observed) Unwrap() Bucket { return o.Bucket }
+
 // observe runs an operation on bytes of an object.
 func (o *observed) observe(name string, bytes int64, run func() error) error {
 	start := time.Now()

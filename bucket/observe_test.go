@@ -36,3 +36,19 @@ func TestObserve(t *testing.T) {
 		}
 	}
 }
+
+// What counts requests is found below wrappers.
+func TestRequestsOf(t *testing.T) {
+	quiet := func(bucket.Operation) {}
+	if got, ok := bucket.RequestsOf(bucket.Observe(openDir(t, t.TempDir()), quiet)); ok {
+		t.Errorf("a directory has sent %+v", got)
+	}
+	counted := bucket.Observe(bucket.Observe(counting{}, quiet), quiet)
+	if got, ok := bucket.RequestsOf(counted); !ok || got.Put != 3 {
+		t.Errorf("got %+v, %v, want 3 PUTs", got, ok)
+	}
+}
+
+type counting struct{ bucket.Bucket }
+
+func (counting) Requests() bucket.Requests { return bucket.Requests{Put: 3} }

@@ -40,6 +40,7 @@ type S3 struct {
 //	sse             AES256 or aws:kms, for encryption by the server
 //	sse-kms-key     ID of the key for aws:kms
 //	overwrites      1 to use a server that does not honour If-None-Match: *
+//	timeout         how long a request may move no byte before it is made again; default 90s
 //
 // Without credentials or profile they are taken from the environment (AWS_ACCESS_KEY_ID
 // and so on), the file at its usual place, a web identity, or the machine's role.
@@ -239,6 +240,10 @@ func (s *S3) Stat(ctx context.Context, key string) (Info, error) {
 		s.cfg.payer(opts.Set)
 		o, err := s.core.StatObject(ctx, s.cfg.bucket, s.cfg.prefix+key, opts)
 		info.Size = o.Size
+		if minio.ToErrorResponse(err).StatusCode == http.StatusForbidden {
+			// The reason would be in the body, which the answer to a HEAD does not have.
+			return errors.New("the server forbids it, or its clock is another one")
+		}
 		return s.readError(ctx, key, err)
 	})
 	if err != nil {

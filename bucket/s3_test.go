@@ -7,12 +7,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/dedupd/dedupd/bucket"
@@ -42,95 +39,24 @@ func openS3(t testing.TB, url string) *bucket.S3 {
 	return b
 }
 
-// A fault is what a proxy does to one request.
-type fault struct {
-	name string
-	// before answers instead of the server; after does when the server has answered.
-	before, after func(w http.ResponseWriter)
-	// body changes the body of the answer.
-	body func([]byte) []byte
-}
-
-func reset(http.ResponseWriter) { panic(http.ErrAbortHandler) }
-
-func status(code int) func(http.ResponseWriter) {
-	return func(w http.ResponseWriter) { w.WriteHeader(code) }
-}
-
-var faults = []fault{
-	{name: "reset before", before: reset},
-	{name: "reset after", after: reset},
-	{name: "500 before", before: status(500)},
-	{name: "500 after", after: status(500)},
-	{name: "503", before: status(503)},
-	{name: "429", before: status(429)},
-	{name: "truncated", body: func(b []byte) []byte { return b[:len(b)/2] }},
-}
-
-// A faultyProxy does something to the k-th request that goes through it.
-type faultyProxy struct {
-	*httptest.Server
-	fault atomic.Pointer[fault]
-	k     atomic.Int64
-}
-
-func newFaultyProxy(t *testing.T, target string) *faultyProxy {
-	u, err := url.Parse(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &faultyProxy{}
-	forward := &httputil.ReverseProxy{
-		Rewrite:      func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = u.Scheme, u.Host },
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { panic(http.ErrAbortHandler) },
-	}
-	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f := p.fault.Load()
-		if p.k.Add(-1) != 0 || f == nil {
-			forward.ServeHTTP(w, r)
-			return
-		}
-		if f.before != nil {
-			f.before(w)
-			return
-		}
-		rec := httptest.NewRecorder()
-		forward.ServeHTTP(rec, r)
-		if f.after != nil {
-			f.after(w)
-			return
-		}
-		for name, values := range rec.Header() {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(rec.Code)
-		if r.Method != http.MethodHead {
-			w.Write(f.body(rec.Body.Bytes()))
-		}
-		panic(http.ErrAbortHandler)
-	}))
-	t.Cleanup(p.Close)
-	return p
-}
-
 // TestS3Faults does something to each request of each operation, which must not notice.
 func TestS3Faults(t *testing.T) {
 	s := s3test.Start(t, "versitygw")
 	s.NewBucket(t, "bucket")
-	proxy := newFaultyProxy(t, s.Endpoint)
-	b := openS3(t, s.URL("bucket", proxy.URL))
+	proxy := s3test.NewProxy(t, s.Endpoint)
+	b := openS3(t, s.URL("bucket", proxy.URL)+"&timeout=300ms")
 	data := buckettest.Bytes(1, 300_000)
 	n := 0
-	for _, f := range faults {
-		t.Run(f.name, func(t *testing.T) {
+	for _, f := range s3test.Transient {
+		t.Run(f.Name, func(t *testing.T) {
 			for k := int64(1); k <= 2; k++ {
 				n++
 				key := fmt.Sprintf("w/%d", n)
-				inject := func() { proxy.fault.Store(&f); proxy.k.Store(k) }
+				inject := func() { proxy.At(k, f) }
 				inject()
 				// A Put that has arrived although its answer was lost finds its own object.
 				err := b.Put(t.Context(), key, bytes.NewReader(data), int64(len(data)))
-				if err != nil && !(errors.Is(err, bucket.ErrExists) && (f.after != nil || f.body != nil)) {
+				if err != nil && !(errors.Is(err, bucket.ErrExists) && f.Arrives()) {
 					t.Errorf("Put, request %d: %v", k, err)
 				}
 				inject()
@@ -154,7 +80,7 @@ func TestS3Faults(t *testing.T) {
 			}
 		})
 	}
-	if got := b.Requests(); got.Failed == 0 || got.Put < uint64(n) {
+	if got := b.Requests(); got.Failed == 0 || got.Put < uint64(n) || got.Sent < uint64(n*len(data)) || got.Received < uint64(n*len(data)) {
 		t.Errorf("got %+v for %d objects", got, n)
 	}
 }
@@ -163,20 +89,19 @@ func TestS3Faults(t *testing.T) {
 func TestS3Unreachable(t *testing.T) {
 	s := s3test.Start(t, "versitygw")
 	s.NewBucket(t, "bucket")
-	proxy := newFaultyProxy(t, s.Endpoint)
+	proxy := s3test.NewProxy(t, s.Endpoint)
 	b := openS3(t, s.URL("bucket", proxy.URL))
 	if _, err := bucket.OpenS3(t.Context(), s.URL("another", s.Endpoint)); err == nil || errors.Is(err, bucket.ErrNotFound) {
 		t.Errorf("a bucket that is not there: got %v", err)
 	}
-	for _, answer := range []func(http.ResponseWriter){status(http.StatusForbidden), status(http.StatusNotImplemented)} {
-		proxy.fault.Store(&fault{before: answer})
+	for _, f := range []*s3test.Fault{s3test.Revoked, {Before: s3test.Status(http.StatusNotImplemented, "NotImplemented")}} {
+		proxy.Set(func(int64, *http.Request) *s3test.Fault { return f })
 		for _, op := range []func() error{
 			func() error { _, err := b.Stat(t.Context(), "w/p"); return err },
 			func() error { return b.ReadAt(t.Context(), "w/p", make([]byte, 1), 0) },
 			func() error { return b.Put(t.Context(), "w/p", strings.NewReader("x"), 1) },
 			func() error { return b.List(t.Context(), "", "", func(bucket.Info) error { return nil }) },
 		} {
-			proxy.k.Store(1)
 			if err := op(); err == nil || errors.Is(err, bucket.ErrNotFound) || errors.Is(err, bucket.ErrExists) || errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("got %v, want another error", err)
 			}
@@ -226,6 +151,7 @@ func TestS3URL(t *testing.T) {
 		{"s3://b?endpoint=ftp://x", "endpoint"},
 		{"s3://b?endpoint=http://x/path", "endpoint"},
 		{"s3://b?style=odd", "style"},
+		{"s3://b?timeout=soon", "timeout"},
 		{"s3://b?sse=aws:kms", "sse"},
 		{"s3://b?sse-kms-key=x", "sse"},
 		{"s3://b?ca=/does/not/exist", "certificates"},

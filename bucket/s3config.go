@@ -26,11 +26,13 @@ type s3Config struct {
 	lookup         minio.BucketLookupType
 	sse            encrypt.ServerSide
 	overwrites     bool
+	timeout        time.Duration // without any progress; see stallTimeout
 }
 
 // s3Settings are the settings in an s3 URL.
 var s3Settings = []string{
 	"endpoint", "region", "style", "ca", "credentials", "profile", "requester-pays", "storage-class", "sse", "sse-kms-key", "overwrites",
+	"timeout",
 }
 
 func parseS3URL(raw string) (*s3Config, error) {
@@ -96,6 +98,12 @@ func (c *s3Config) readSettings() (err error) {
 		return errors.New("sse is AES256, or aws:kms with an sse-kms-key")
 	}
 	c.overwrites = c.values.Get("overwrites") == "1"
+	c.timeout = stallTimeout
+	if text := c.values.Get("timeout"); text != "" {
+		if c.timeout, err = time.ParseDuration(text); err != nil || c.timeout <= 0 {
+			return fmt.Errorf("timeout is %q, not a duration like 90s", text)
+		}
+	}
 	return nil
 }
 
@@ -150,10 +158,9 @@ func (c *s3Config) credentials(transport http.RoundTripper) *credentials.Credent
 
 // Time limits of a request; while a body moves it may take as long as it does.
 const (
-	dialTimeout   = 10 * time.Second
-	headerTimeout = time.Minute // a server may write a pack to its disks before it answers
-	stallTimeout  = headerTimeout + 30*time.Second
-	iamTimeout    = 10 * time.Second
+	dialTimeout  = 10 * time.Second
+	stallTimeout = 90 * time.Second // a server may write a pack to its disks before it answers
+	iamTimeout   = 10 * time.Second
 )
 
 // maxConnections is how many connections to the server are kept when they are idle.
@@ -163,7 +170,7 @@ func (c *s3Config) transport() (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout: dialTimeout, ResponseHeaderTimeout: headerTimeout, IdleConnTimeout: time.Minute,
+		TLSHandshakeTimeout: dialTimeout, IdleConnTimeout: time.Minute,
 		MaxIdleConns: maxConnections, MaxIdleConnsPerHost: maxConnections,
 		DisableCompression: true, // objects are wanted as they are
 	}

@@ -1,6 +1,7 @@
 package bucket
 
 import (
+	"io"
 	"net/http"
 	"sync/atomic"
 )
@@ -16,6 +17,43 @@ type Requests struct {
 	// Failed are those of the above that had no answer, or one that blames the server or
 	// the moment (408, 429, 5xx).
 	Failed uint64 `json:"failed"`
+
+	// Sent and Received are the bytes of bodies, those of failed requests and of lists
+	// included.
+	Sent     uint64 `json:"sent"`
+	Received uint64 `json:"received"`
+}
+
+// Plus returns the sum of r and o.
+func (r Requests) Plus(o Requests) Requests {
+	return Requests{
+		r.Put + o.Put, r.Get + o.Get, r.Head + o.Head, r.List + o.List, r.Delete + o.Delete, r.Failed + o.Failed,
+		r.Sent + o.Sent, r.Received + o.Received,
+	}
+}
+
+// Minus returns what r has more than o, an earlier count of the same.
+func (r Requests) Minus(o Requests) Requests {
+	return Requests{
+		r.Put - o.Put, r.Get - o.Get, r.Head - o.Head, r.List - o.List, r.Delete - o.Delete, r.Failed - o.Failed,
+		r.Sent - o.Sent, r.Received - o.Received,
+	}
+}
+
+// RequestsOf returns what was sent so far to the object store that is b, or that is below
+// wrappers with a method Unwrap() Bucket, like those of Observe. It is false for a bucket
+// that counts no requests, such as a directory.
+func RequestsOf(b Bucket) (Requests, bool) {
+	for {
+		switch v := b.(type) {
+		case interface{ Requests() Requests }:
+			return v.Requests(), true
+		case interface{ Unwrap() Bucket }:
+			b = v.Unwrap()
+		default:
+			return Requests{}, false
+		}
+	}
 }
 
 // Requests returns what was sent so far.
@@ -23,23 +61,44 @@ func (s *S3) Requests() Requests { return s.counts.load() }
 
 // requestCounts are Requests for concurrent use.
 type requestCounts struct {
-	put, get, head, list, delete, failed atomic.Uint64
+	put, get, head, list, delete, failed, sent, received atomic.Uint64
 }
 
 func (c *requestCounts) load() Requests {
-	return Requests{c.put.Load(), c.get.Load(), c.head.Load(), c.list.Load(), c.delete.Load(), c.failed.Load()}
+	return Requests{
+		c.put.Load(), c.get.Load(), c.head.Load(), c.list.Load(), c.delete.Load(), c.failed.Load(), c.sent.Load(), c.received.Load(),
+	}
 }
 
 // transport counts the requests that go through next.
 func (c *requestCounts) transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		c.of(r).Add(1)
+		if r.ContentLength > 0 {
+			r = r.Clone(r.Context())
+			r.Body = &countedBody{r.Body, &c.sent}
+		}
 		resp, err := next.RoundTrip(r)
 		if err != nil || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusRequestTimeout {
 			c.failed.Add(1)
 		}
+		if err == nil {
+			resp.Body = &countedBody{resp.Body, &c.received}
+		}
 		return resp, err
 	})
+}
+
+// A countedBody counts the bytes that are read of it.
+type countedBody struct {
+	io.ReadCloser
+	bytes *atomic.Uint64
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.bytes.Add(uint64(n))
+	return n, err
 }
 
 func (c *requestCounts) of(r *http.Request) *atomic.Uint64 {

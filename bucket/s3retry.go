@@ -38,7 +38,7 @@ func (e permanentError) Unwrap() error { return e.err }
 func permanent(err error) error { return permanentError{err} }
 
 // retry calls attempt until it succeeds, fails for good, or has failed too often. The
-// context of an attempt ends if it does not call alive for stallTimeout.
+// context of an attempt ends if it does not call alive for the timeout of the bucket.
 func (s *S3) retry(ctx context.Context, attempt func(ctx context.Context, alive func()) error) error {
 	for n := 1; ; n++ {
 		err := s.attempt(ctx, attempt)
@@ -64,16 +64,17 @@ func (s *S3) retry(ctx context.Context, attempt func(ctx context.Context, alive 
 	}
 }
 
-var errStalled = fmt.Errorf("nothing has moved for %v", stallTimeout)
+var errStalled = errors.New("the server has stalled")
 
 func (s *S3) attempt(ctx context.Context, attempt func(ctx context.Context, alive func()) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stalled := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	timeout := s.cfg.timeout
+	stalled := time.AfterFunc(timeout, func() { cancel(errStalled) })
 	defer stalled.Stop()
-	err := attempt(ctx, func() { stalled.Reset(stallTimeout) })
+	err := attempt(ctx, func() { stalled.Reset(timeout) })
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
-		return errStalled
+		return fmt.Errorf("%w: nothing has moved for %v", errStalled, timeout)
 	}
 	return err
 }
@@ -82,6 +83,12 @@ func (s *S3) attempt(ctx context.Context, attempt func(ctx context.Context, aliv
 // an answer that blames the server, or the moment.
 func transient(err error) bool {
 	resp := minio.ToErrorResponse(err)
+	switch resp.Code {
+	case "RequestTimeTooSkewed", "ExpiredToken", "ExpiredTokenException", "RequestTimeout":
+		return true
+	case "XAmzContentSHA256Mismatch", "BadDigest", "SignatureDoesNotMatch": // if the body was not what was sent
+		return true
+	}
 	switch resp.StatusCode {
 	case 0: // no answer
 		return !errors.As(err, new(*tls.CertificateVerificationError))
@@ -92,10 +99,6 @@ func transient(err error) bool {
 		return resp.Server == "MinIO"
 	case http.StatusNotImplemented:
 		return false
-	}
-	switch resp.Code {
-	case "RequestTimeTooSkewed", "ExpiredToken", "ExpiredTokenException", "RequestTimeout":
-		return true
 	}
 	return resp.StatusCode >= 500
 }

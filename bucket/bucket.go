@@ -53,6 +53,14 @@ type Bucket interface {
 	// the object is there.
 	ReadAt(ctx context.Context, key string, p []byte, off int64) error
 
+	// Read writes n bytes of the object from off to w as they come, the first ones before
+	// the last are there. What breaks goes on where it was: w gets each byte once, in
+	// order. If the object ends before off+n, the error is io.ErrUnexpectedEOF; after that
+	// and any other error w may have got the first of the bytes. An error of w ends the
+	// reading and is returned, wrapped. Where w is an io.ReaderFrom it is read into. w
+	// should not block for long, since servers hang up on those who do not read.
+	Read(ctx context.Context, key string, off, n int64, w io.Writer) error
+
 	// Stat describes the object, or answers ErrNotFound.
 	Stat(ctx context.Context, key string) (Info, error)
 

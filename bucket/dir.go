@@ -286,6 +286,40 @@ func (d *Dir) ReadAt(ctx context.Context, key string, p []byte, off int64) error
 	return nil
 }
 
+// Read implements Bucket.
+func (d *Dir) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
+	if n == 0 {
+		_, err := d.Stat(ctx, key)
+		return err
+	}
+	if err := check(ctx, key); err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	f, err := d.root.Open(key)
+	if err != nil {
+		return d.readError("read", key, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist // the directory of other keys
+	} else if err == nil && info.Size() < off+n {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return d.readError("read", key, err)
+	}
+	for done := int64(0); done < n && err == nil; done += copyStep {
+		if err = ctx.Err(); err == nil {
+			_, err = io.Copy(w, io.NewSectionReader(f, off+done, min(copyStep, n-done)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", key, err) // it may be w's
+	}
+	return nil
+}
+
 // Stat implements Bucket.
 func (d *Dir) Stat(ctx context.Context, key string) (Info, error) {
 	if err := check(ctx, key); err != nil {

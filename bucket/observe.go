@@ -45,6 +45,10 @@ func (o *observed) ReadAt(ctx context.Context, key string, p []byte, off int64) 
 	return o.observe("read", int64(len(p)), func() error { return o.Bucket.ReadAt(ctx, key, p, off) })
 }
 
+func (o *observed) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
+	return o.observe("read", n, func() error { return o.Bucket.Read(ctx, key, off, n, w) })
+}
+
 func (o *observed) Stat(ctx context.Context, key string) (info Info, err error) {
 	err = o.observe("stat", 0, func() error {
 		info, err = o.Bucket.Stat(ctx, key)

@@ -2,6 +2,7 @@ package bucket_test
 
 import (
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -21,11 +22,12 @@ func TestObserve(t *testing.T) {
 	b.Put(t.Context(), "a", strings.NewReader("12345"), 5)
 	b.ReadAt(t.Context(), "a", make([]byte, 2), 3)
 	b.ReadAt(t.Context(), "b", make([]byte, 2), 3)
+	b.Read(t.Context(), "a", 1, 4, io.Discard)
 	b.Stat(t.Context(), "a")
 	b.List(t.Context(), "", "", func(bucket.Info) error { return nil })
 	b.Delete(t.Context(), "a")
 	want := []bucket.Operation{
-		{Name: "put", Bytes: 5}, {Name: "read", Bytes: 2}, {Name: "read", Err: bucket.ErrNotFound}, {Name: "stat"}, {Name: "list"}, {Name: "delete"},
+		{Name: "put", Bytes: 5}, {Name: "read", Bytes: 2}, {Name: "read", Err: bucket.ErrNotFound}, {Name: "read", Bytes: 4}, {Name: "stat"}, {Name: "list"}, {Name: "delete"},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %d operations, want %d", len(got), len(want))

@@ -123,7 +123,7 @@ func (s *S3) put(ctx context.Context, key string, r io.ReaderAt, size int64) err
 	}
 	opts := s.cfg.putOptions()
 	return s.retry(ctx, func(ctx context.Context, alive func()) error {
-		body := activeReader{io.NewSectionReader(r, 0, size), alive}
+		body := &activeReader{r: io.NewSectionReader(r, 0, size), alive: alive}
 		_, err := s.core.PutObject(ctx, s.cfg.bucket, s.cfg.prefix+key, body, size, "", sum, opts)
 		if code := minio.ToErrorResponse(err).StatusCode; code == http.StatusPreconditionFailed {
 			return permanent(ErrExists)
@@ -153,27 +153,22 @@ func sumOf(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 
 // ReadAt implements Bucket. It is one request, unless that fails.
 func (s *S3) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	if err := check(ctx, key); err != nil {
-		return fmt.Errorf("read: %w", err)
-	}
-	if len(p) == 0 {
+	return s.Read(ctx, key, off, int64(len(p)), &sliceWriter{p})
+}
+
+// Read implements Bucket. It is one request, unless that fails.
+func (s *S3) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
+	if n == 0 {
 		_, err := s.Stat(ctx, key)
 		return err
 	}
-	var opts minio.GetObjectOptions
-	if err := opts.SetRange(off, off+int64(len(p))-1); err != nil {
-		return fmt.Errorf("read %s: %w", key, err)
+	if err := check(ctx, key); err != nil {
+		return fmt.Errorf("read: %w", err)
 	}
-	s.cfg.payer(opts.Set)
-	done := 0 // what a broken attempt has read stays
+	done := int64(0) // what a broken attempt has read is not asked for again
 	err := s.retry(ctx, func(ctx context.Context, alive func()) error {
-		if done > 0 {
-			if err := opts.SetRange(off+int64(done), off+int64(len(p))-1); err != nil {
-				return err
-			}
-		}
-		n, err := s.readRange(ctx, key, p[done:], off+int64(done), opts, alive)
-		done += n
+		k, err := s.readRange(ctx, key, off+done, n-done, w, alive)
+		done += k
 		return err
 	})
 	if err != nil {
@@ -182,7 +177,14 @@ func (s *S3) ReadAt(ctx context.Context, key string, p []byte, off int64) error 
 	return nil
 }
 
-func (s *S3) readRange(ctx context.Context, key string, p []byte, off int64, opts minio.GetObjectOptions, alive func()) (int, error) {
+// readRange writes n bytes from off on to w, by one request, and returns how many it has
+// written.
+func (s *S3) readRange(ctx context.Context, key string, off, n int64, w io.Writer, alive func()) (int64, error) {
+	var opts minio.GetObjectOptions
+	if err := opts.SetRange(off, off+n-1); err != nil {
+		return 0, permanent(err)
+	}
+	s.cfg.payer(opts.Set)
 	body, _, header, err := s.core.GetObject(ctx, s.cfg.bucket, s.cfg.prefix+key, opts)
 	if err != nil {
 		return 0, s.readError(ctx, key, err)
@@ -192,14 +194,42 @@ func (s *S3) readRange(ctx context.Context, key string, p []byte, off int64, opt
 	if err != nil {
 		return 0, err
 	}
-	if size < off+int64(len(p)) {
+	if size < off+n {
 		return 0, permanent(io.ErrUnexpectedEOF)
 	}
-	n, err := io.ReadFull(activeReader{body, alive}, p)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	from := &activeReader{r: io.LimitReader(body, n), alive: alive}
+	done, err := io.Copy(w, from)
+	switch {
+	case from.err != nil && from.err != io.EOF:
+		err = from.err
+	case err != nil:
+		err = permanent(err) // of w
+	case done < n:
 		err = errors.New("the response ended early") // the object does not
 	}
-	return n, err
+	return done, err
+}
+
+// A sliceWriter fills a slice.
+type sliceWriter struct{ rest []byte }
+
+func (s *sliceWriter) Write(p []byte) (int, error) {
+	n := copy(s.rest, p)
+	s.rest = s.rest[n:]
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (s *sliceWriter) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.ReadFull(r, s.rest)
+	s.rest = s.rest[n:]
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil // of r, which is no error here
+	}
+	return int64(n), err
 }
 
 // checkRange checks that a response begins at off, and returns the size of its object.

@@ -65,6 +65,11 @@ func TestS3Faults(t *testing.T) {
 					t.Errorf("ReadAt, request %d: %v, or other bytes", k, err)
 				}
 				inject()
+				var stream bytes.Buffer
+				if err := b.Read(t.Context(), key, 5, int64(len(data))-9, &stream); err != nil || !bytes.Equal(stream.Bytes(), data[5:len(data)-4]) {
+					t.Errorf("Read, request %d: %v, or other bytes", k, err)
+				}
+				inject()
 				if info, err := b.Stat(t.Context(), key); err != nil || info.Size != int64(len(data)) {
 					t.Errorf("Stat, request %d: %v, %v", k, info, err)
 				}
@@ -99,6 +104,7 @@ func TestS3Unreachable(t *testing.T) {
 		for _, op := range []func() error{
 			func() error { _, err := b.Stat(t.Context(), "w/p"); return err },
 			func() error { return b.ReadAt(t.Context(), "w/p", make([]byte, 1), 0) },
+			func() error { return b.Read(t.Context(), "w/p", 0, 1, io.Discard) },
 			func() error { return b.Put(t.Context(), "w/p", strings.NewReader("x"), 1) },
 			func() error { return b.List(t.Context(), "", "", func(bucket.Info) error { return nil }) },
 		} {

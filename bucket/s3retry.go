@@ -125,14 +125,16 @@ func (b *retryBudget) add(n int) {
 	b.spent = max(0, b.spent-n)
 }
 
-// An activeReader says that it is alive whenever something was read.
+// An activeReader says that it is alive whenever something was read, and keeps the
+// reader's error.
 type activeReader struct {
 	r     io.Reader
 	alive func()
+	err   error
 }
 
-func (a activeReader) Read(p []byte) (int, error) {
-	n, err := a.r.Read(p)
+func (a *activeReader) Read(p []byte) (n int, err error) {
+	n, a.err = a.r.Read(p)
 	a.alive()
-	return n, err
+	return n, a.err
 }

@@ -238,6 +238,13 @@ func (f *failing) ReadAt(ctx context.Context, key string, p []byte, off int64) e
 	return f.Bucket.ReadAt(ctx, key, p, off)
 }
 
+func (f *failing) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
+	if f.fail {
+		return errUnreachable
+	}
+	return f.Bucket.Read(ctx, key, off, n, w)
+}
+
 func TestUnreachableIsNotDamage(t *testing.T) {
 	f := &failing{}
 	s := testStore(t, t.TempDir(), func(o *Options) {

@@ -169,6 +169,19 @@ func (b *faultyBucket) ReadAt(ctx context.Context, key string, p []byte, off int
 	return b.run(ctx, opRead, bucketCall{p: p, do: func() error { return b.Bucket.ReadAt(ctx, key, p, off) }})
 }
 
+// Read breaks off in the middle when it fails.
+func (b *faultyBucket) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
+	data := make([]byte, n)
+	err := b.run(ctx, opRead, bucketCall{p: data, do: func() error { return b.Bucket.ReadAt(ctx, key, data, off) }})
+	if err != nil && n > 1 {
+		return errors.Join(err, b.Bucket.Read(ctx, key, off, n/2, w))
+	} else if err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
+
 func (b *faultyBucket) Stat(ctx context.Context, key string) (info bucket.Info, err error) {
 	err = b.run(ctx, opStat, bucketCall{do: func() (err error) {
 		info, err = b.Bucket.Stat(ctx, key)

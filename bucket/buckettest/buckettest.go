@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) bucket.Bucket) {
 	}{
 		{"PutAndRead", testPutAndRead},
 		{"Ranges", testRanges},
+		{"FailingWriter", testFailingWriter},
 		{"Absent", testAbsent},
 		{"CreateOnly", testCreateOnly},
 		{"RacingPuts", testRacingPuts},
@@ -72,6 +74,10 @@ func wantObject(t *testing.T, b bucket.Bucket, key string, want []byte) {
 	if !bytes.Equal(got, want) {
 		t.Fatalf("ReadAt(%s): other bytes than were put", key)
 	}
+	var stream bytes.Buffer
+	if err := b.Read(t.Context(), key, 0, int64(len(want)), &stream); err != nil || !bytes.Equal(stream.Bytes(), want) {
+		t.Fatalf("Read(%s): %v, or other bytes than were put", key, err)
+	}
 }
 
 func wantAbsent(t *testing.T, b bucket.Bucket, key string) {
@@ -82,6 +88,9 @@ func wantAbsent(t *testing.T, b bucket.Bucket, key string) {
 	for _, n := range []int{0, 1} {
 		if err := b.ReadAt(t.Context(), key, make([]byte, n), 0); !errors.Is(err, bucket.ErrNotFound) {
 			t.Errorf("ReadAt(%s) of %d bytes: got error %v, want ErrNotFound", key, n, err)
+		}
+		if err := b.Read(t.Context(), key, 0, int64(n), io.Discard); !errors.Is(err, bucket.ErrNotFound) {
+			t.Errorf("Read(%s) of %d bytes: got error %v, want ErrNotFound", key, n, err)
 		}
 	}
 }
@@ -129,7 +138,44 @@ func testRanges(t *testing.T, b bucket.Bucket) {
 		if c.err == nil && !bytes.Equal(got, data[c.off:c.off+int64(c.n)]) {
 			t.Errorf("ReadAt %d+%d: wrong bytes", c.off, c.n)
 		}
+		var stream bytes.Buffer
+		if err := b.Read(t.Context(), "w/p", c.off, int64(c.n), &stream); !errors.Is(err, c.err) {
+			t.Errorf("Read %d+%d: got error %v, want %v", c.off, c.n, err, c.err)
+		}
+		if c.err == nil && !bytes.Equal(stream.Bytes(), data[c.off:c.off+int64(c.n)]) {
+			t.Errorf("Read %d+%d: wrong bytes", c.off, c.n)
+		}
 	}
+}
+
+// testFailingWriter: the error of who is written to is his, whatever it looks like.
+func testFailingWriter(t *testing.T, b bucket.Bucket) {
+	data := Bytes(1, 1<<20)
+	put(t, b, "w/p", data)
+	w := &failingWriter{room: 100_000}
+	err := b.Read(t.Context(), "w/p", 0, 1<<20, w)
+	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, bucket.ErrNotFound) {
+		t.Errorf("got error %v, want the writer's", err)
+	}
+	if w.after || !bytes.Equal(w.got, data[:len(w.got)]) {
+		t.Error("written to after it failed, or other bytes")
+	}
+}
+
+type failingWriter struct {
+	room  int
+	got   []byte
+	after bool // written to after it failed
+}
+
+func (w *failingWriter) Write(p []byte) (int, error) {
+	w.after = w.after || w.room == 0
+	n := min(w.room, len(p))
+	w.got, w.room = append(w.got, p[:n]...), w.room-n
+	if n < len(p) {
+		return n, fs.ErrNotExist
+	}
+	return n, nil
 }
 
 func testAbsent(t *testing.T, b bucket.Bucket) {
@@ -338,6 +384,7 @@ func testCancelled(t *testing.T, b bucket.Bucket) {
 	for name, call := range map[string]func() error{
 		"Put":    func() error { return b.Put(ctx, "w/q", bytes.NewReader([]byte("x")), 1) },
 		"ReadAt": func() error { return b.ReadAt(ctx, "w/p", make([]byte, 1), 0) },
+		"Read":   func() error { return b.Read(ctx, "w/p", 0, 1, io.Discard) },
 		"Stat":   func() error { _, err := b.Stat(ctx, "w/p"); return err },
 		"List":   func() error { return b.List(ctx, "", "", func(bucket.Info) error { return nil }) },
 		"Delete": func() error { return b.Delete(ctx, "w/p") },
@@ -379,6 +426,7 @@ func testBadKeys(t *testing.T, b bucket.Bucket) {
 		for name, call := range map[string]func() error{
 			"Put":    func() error { return b.Put(t.Context(), key, bytes.NewReader(nil), 0) },
 			"ReadAt": func() error { return b.ReadAt(t.Context(), key, make([]byte, 1), 0) },
+			"Read":   func() error { return b.Read(t.Context(), key, 0, 1, io.Discard) },
 			"Stat":   func() error { _, err := b.Stat(t.Context(), key); return err },
 			"Delete": func() error { return b.Delete(t.Context(), key) },
 		} {

@@ -68,6 +68,14 @@ func (s *spool) newName() packfile.Name {
 	return packfile.Name{Writer: s.writer, Seq: s.next, Rand: binary.BigEndian.Uint32(r[:])}
 }
 
+// sequence returns the number of a pack among those of this process, 0 for an earlier one.
+func (s *spool) sequence(name packfile.Name) uint64 {
+	if name.Writer != s.writer {
+		return 0
+	}
+	return name.Seq
+}
+
 // An openPack is the pack that commits go to. Only the committer uses it, but for
 // reader, from which anybody reads frames that are committed.
 type openPack struct {
@@ -212,6 +220,7 @@ type sealedPack struct {
 	size    int64
 	entries int
 	since   time.Time // of its first commit, or when recovery found it written
+	attempt attempt   // to upload it; the uploader's
 }
 
 // seal completes the pack. All its entries must be written. After an error the pack is

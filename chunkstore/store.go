@@ -61,6 +61,8 @@ type Options struct {
 	// IndexMemory bounds, in bytes, the changes of the index that wait to be written, and
 	// those that are being written; default 64 MiB each.
 	IndexMemory int
+	// ParallelPuts is how many packs are sent to the bucket at a time; default 4.
+	ParallelPuts int
 	// RetryInterval is how long a failed upload of a pack waits before it is tried again;
 	// default 1 s. Each further failure doubles that, up to 60 times as long. The index
 	// tries a full disk again after a tenth of it, up to 5 times as long.
@@ -101,6 +103,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.PlanCache == 0 {
 		o.PlanCache = 32 << 20
+	}
+	if o.ParallelPuts == 0 {
+		o.ParallelPuts = 4
 	}
 	if o.RetryInterval == 0 {
 		o.RetryInterval = time.Second
@@ -206,7 +211,7 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	s.plans, s.reading = newPlanCache(opts.PlanCache), newReadBudget(opts.ReadMemory)
 	s.memory, s.decoding = semaphore.NewWeighted(opts.PieceMemory), semaphore.NewWeighted(opts.DecoderMemory)
 	s.packs = newPackTable(opts.Bucket, s.ix)
-	s.uploader = newUploader(opts.Bucket, s.ix, s.spool, s.packs, opts.RetryInterval, s.log)
+	s.uploader = newUploader(&s.opts, s.ix, s.spool, s.packs)
 	s.uploads = newAdmission(opts.Limits, opts.State, s.uploader, s.log)
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)

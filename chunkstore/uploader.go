@@ -7,37 +7,44 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
 
-// The uploader takes sealed packs from the spool to the bucket, one after another in
-// the order in which they were sealed. A pack leaves the spool when the bucket has it
-// and the index on disk has all of it.
+// The uploader takes sealed packs from the spool to the bucket, a few at a time, in any
+// order: commits say which packs they rely on. One that fails is tried again later, and
+// holds up no other. A pack leaves the spool when the bucket has it and the index on disk
+// has all of it.
 type uploader struct {
-	bucket bucket.Bucket
-	ix     index.Index
-	spool  *spool
-	packs  *packTable
-	retry  time.Duration // see Options.RetryInterval
-	log    *slog.Logger
+	bucket   bucket.Bucket
+	ix       index.Index
+	spool    *spool
+	packs    *packTable
+	parallel int           // see Options.ParallelPuts
+	retry    time.Duration // see Options.RetryInterval
+	log      *slog.Logger
 
 	mu       sync.Mutex
-	waiting  []*sealedPack // not in the bucket yet
+	waiting  []*sealedPack // not in the bucket yet, in the order in which they were sealed
 	uploaded []*sealedPack // in the bucket, and maybe not in the index on disk
 	since    time.Time     // when the first of uploaded came
-	change   chan struct{} // closed and replaced when a pack was uploaded
-	wake     chan struct{} // capacity 1
+	last     uint64        // sequence of the last pack of this process that was added
+	change   chan struct{} // closed and replaced when a pack was added, or uploaded
+	stopped  chan struct{} // closed when nothing will be uploaded any more
 }
 
-func newUploader(b bucket.Bucket, ix index.Index, spool *spool, packs *packTable, retry time.Duration, log *slog.Logger) *uploader {
+func newUploader(opts *Options, ix index.Index, spool *spool, packs *packTable) *uploader {
 	return &uploader{
-		bucket: b, ix: ix, spool: spool, packs: packs, retry: retry, log: log,
-		change: make(chan struct{}), wake: make(chan struct{}, 1),
+		bucket: opts.Bucket, ix: ix, spool: spool, packs: packs,
+		parallel: opts.ParallelPuts, retry: opts.RetryInterval, log: opts.Log,
+		change: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
@@ -50,70 +57,125 @@ const (
 	maxRetry = 60 // times Options.RetryInterval
 )
 
-func (u *uploader) add(p *sealedPack) {
-	u.mu.Lock()
-	u.waiting = append(u.waiting, p)
-	u.mu.Unlock()
-	select {
-	case u.wake <- struct{}{}:
-	default:
-	}
+// An attempt is what the uploader knows of a pack that waits.
+type attempt struct {
+	running  bool
+	failures int
+	next     time.Time // not before this
 }
 
-func (u *uploader) next() *sealedPack {
+// add takes over a pack. Those of this process come in the order of their names.
+func (u *uploader) add(p *sealedPack) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.waiting) == 0 {
-		return nil
+	u.waiting = append(u.waiting, p)
+	u.last = max(u.last, u.spool.sequence(p.name))
+	u.changed()
+}
+
+// changed wakes everybody who waits for a change. u.mu is held.
+func (u *uploader) changed() {
+	close(u.change)
+	u.change = make(chan struct{})
+}
+
+// take returns the first pack that is due, for finish to be called with, or nil. Then
+// another may be due at next, if that is not zero, and after change.
+func (u *uploader) take() (p *sealedPack, next time.Time, change <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := time.Now()
+	for _, p := range u.waiting {
+		switch a := &p.attempt; {
+		case a.running:
+		case !a.next.After(now):
+			a.running = true
+			return p, next, nil
+		case next.IsZero() || a.next.Before(next):
+			next = a.next
+		}
 	}
-	return u.waiting[0]
+	return nil, next, u.change
+}
+
+// finish notes how uploading p ended. After an error it returns how long p waits.
+func (u *uploader) finish(p *sealedPack, err error) (delay time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	p.attempt.running = false
+	if err != nil {
+		delay = min(u.retry<<min(p.attempt.failures, 10), maxRetry*u.retry)
+		delay = delay/2 + rand.N(delay/2)
+		p.attempt.failures++
+		p.attempt.next = time.Now().Add(delay)
+		return delay
+	}
+	u.waiting = slices.DeleteFunc(u.waiting, func(other *sealedPack) bool { return other == p })
+	if len(u.uploaded) == 0 {
+		u.since = time.Now()
+	}
+	u.uploaded = append(u.uploaded, p)
+	u.changed()
+	return 0
 }
 
 // run uploads until ctx ends.
 func (u *uploader) run(ctx context.Context) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	for range u.parallel {
+		workers.Go(func() { u.work(ctx) })
+	}
 	tick := time.NewTicker(maxUploadedAge / 4)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-u.wake:
-			u.uploadAll(ctx)
 		case <-tick.C:
-		}
-		if err := u.reap(ctx, false); err != nil && ctx.Err() == nil {
-			u.log.Error("could not take packs out of the spool", "err", err)
+			u.tryReap(ctx)
 		}
 	}
 }
 
-func (u *uploader) uploadAll(ctx context.Context) {
-	for delay := u.retry; ; {
-		p := u.next()
+// work uploads one pack after another until ctx ends.
+func (u *uploader) work(ctx context.Context) {
+	for ctx.Err() == nil {
+		p, next, change := u.take()
 		if p == nil {
-			return
-		}
-		err := u.upload(ctx, p)
-		if err == nil {
-			delay = u.retry
-			if err := u.reap(ctx, false); err != nil && ctx.Err() == nil {
-				u.log.Error("could not take packs out of the spool", "err", err)
-			}
+			u.waitFor(ctx, next, change)
 			continue
 		}
-		if ctx.Err() != nil {
-			return
+		err := u.upload(ctx, p)
+		delay := u.finish(p, err)
+		if err == nil {
+			u.tryReap(ctx)
+		} else if ctx.Err() == nil {
+			u.log.Warn("upload of a pack failed, will try again", "pack", p.name, "bucket", u.bucket, "after", delay, "err", err)
 		}
-		u.log.Warn("upload of a pack failed, will try again", "pack", p.name, "bucket", u.bucket, "after", delay, "err", err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(delay/2 + rand.N(delay/2)):
-		}
-		delay = min(2*delay, maxRetry*u.retry)
 	}
 }
 
+// waitFor returns when something may be due; see take.
+func (u *uploader) waitFor(ctx context.Context, next time.Time, change <-chan struct{}) {
+	var due <-chan time.Time
+	if !next.IsZero() {
+		due = time.After(time.Until(next))
+	}
+	select {
+	case <-ctx.Done():
+	case <-change:
+	case <-due:
+	}
+}
+
+func (u *uploader) tryReap(ctx context.Context) {
+	if err := u.reap(ctx, false); err != nil && ctx.Err() == nil {
+		u.log.Error("could not take packs out of the spool", "err", err)
+	}
+}
+
+// upload puts a pack into the bucket.
 func (u *uploader) upload(ctx context.Context, p *sealedPack) error {
 	f, err := os.Open(p.path)
 	if err != nil {
@@ -130,15 +192,6 @@ func (u *uploader) upload(ctx context.Context, p *sealedPack) error {
 	} else if err != nil {
 		return err
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.waiting = u.waiting[1:]
-	if len(u.uploaded) == 0 {
-		u.since = time.Now()
-	}
-	u.uploaded = append(u.uploaded, p)
-	close(u.change)
-	u.change = make(chan struct{})
 	u.log.Debug("pack uploaded", "pack", p.name, "bytes", p.size)
 	return nil
 }
@@ -216,13 +269,38 @@ func (u *uploader) wait(ctx context.Context) error {
 	}
 }
 
-// drain uploads what waits, each pack once. It is called when run has returned.
+// has says whether the bucket has every pack up to the one of this process with a
+// sequence; if not, it may after change.
+func (u *uploader) has(sequence uint64) (ok bool, change <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	missing := slices.ContainsFunc(u.waiting, func(p *sealedPack) bool { return u.spool.sequence(p.name) <= sequence })
+	return u.last >= sequence && !missing, u.change
+}
+
+// drain uploads what waits, until one pack fails. It is called when run has returned.
 func (u *uploader) drain(ctx context.Context) {
-	for p := u.next(); p != nil && ctx.Err() == nil; p = u.next() {
-		if err := u.upload(ctx, p); err != nil {
-			u.log.Warn("packs stay in the spool until the next start", "packs", len(u.waiting), "bucket", u.bucket, "err", err)
-			break
-		}
+	defer close(u.stopped)
+	u.mu.Lock()
+	for _, p := range u.waiting {
+		p.attempt.next = time.Time{}
+	}
+	u.mu.Unlock()
+	g, uploading := errgroup.WithContext(ctx)
+	for range u.parallel {
+		g.Go(func() error {
+			for p, _, _ := u.take(); p != nil; p, _, _ = u.take() {
+				err := u.upload(uploading, p)
+				u.finish(p, err)
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		u.log.Warn("packs stay in the spool until the next start", "packs", len(u.waiting), "bucket", u.bucket, "err", err)
 	}
 	if err := u.reap(ctx, true); err != nil {
 		u.log.Warn("could not take packs out of the spool", "err", err)

@@ -152,7 +152,7 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		return opts, err
 	}
 	opts = chunkstore.Options{
-		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), Log: log, Workers: workers,
+		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), ParallelPuts: s.ParallelPuts, Log: log, Workers: workers,
 		// Shares of the memory; the rest is for caches of the gateway and the index, for
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,

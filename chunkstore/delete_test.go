@@ -272,9 +272,8 @@ func TestStartReadsTails(t *testing.T) {
 			return nil
 		}
 		sealed++
-		trailer, err := packfile.ParseTrailer(b[n-packfile.TrailerSize:], n)
-		want += 2 * (n - trailer.Records + packfile.HeaderSize) // once to know it, once to apply it
-		return err
+		want += packfile.TailGuess(n) + packfile.HeaderSize // the index has it
+		return nil
 	})
 	if err != nil || sealed < 10 {
 		t.Fatalf("%d sealed packs: %v", sealed, err)

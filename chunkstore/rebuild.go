@@ -13,10 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
-
-	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
@@ -230,91 +226,6 @@ func oldMarks(ctx context.Context, path string, log *slog.Logger) map[string]uin
 		log.Warn("the old index", "err", err)
 	}
 	return marks
-}
-
-// A tail is a pack whose directory and records are to be read.
-type tail struct {
-	name packfile.Name
-	size int64 // of the whole pack, bytes
-	from io.ReaderAt
-	pack *packfile.Pack // once it is read; nil if it is damaged
-	err  error          // of reading it
-	done chan struct{}  // closed when reading it has ended, well or not
-}
-
-// bucketReader is an object as an io.ReaderAt.
-type bucketReader struct {
-	ctx    context.Context
-	bucket bucket.Bucket
-	key    string
-}
-
-func (r bucketReader) ReadAt(p []byte, off int64) (int, error) {
-	if err := r.bucket.ReadAt(r.ctx, r.key, p, off); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// Tails are read at the same time and ahead as long as there are at most so many, of
-// packs that have so many bytes together: a tail is mostly far shorter than its pack,
-// never longer.
-const (
-	tailsAhead     = 8
-	tailsAheadSize = 512 << 20
-)
-
-// readTails calls fn with the tails in their order, while it reads the next ones. One that
-// is damaged has no pack; other errors end it.
-func readTails(ctx context.Context, tails []*tail, fn func(*tail) error) error {
-	group, ctx := errgroup.WithContext(ctx)
-	room := semaphore.NewWeighted(tailsAheadSize)
-	queue := make(chan *tail, tailsAhead)
-	group.Go(func() error {
-		defer close(queue)
-		for _, t := range tails {
-			if err := room.Acquire(ctx, t.weight()); err != nil {
-				return err
-			}
-			t.done = make(chan struct{})
-			group.Go(t.read)
-			select {
-			case queue <- t:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
-	group.Go(func() error {
-		for t := range queue {
-			if <-t.done; t.err != nil && !isDamage(t.err) {
-				return nil // it is the group's
-			}
-			if err := fn(t); err != nil {
-				return err
-			}
-			t.pack = nil
-			room.Release(t.weight())
-		}
-		return nil
-	})
-	return group.Wait()
-}
-
-func (t *tail) weight() int64 { return min(t.size, tailsAheadSize) }
-
-func (t *tail) read() error {
-	defer close(t.done)
-	for range 2 { // what is written down as damaged is looked at twice
-		if t.pack, t.err = packfile.Read(t.name, t.from, t.size); !isDamage(t.err) {
-			break
-		}
-	}
-	if t.err == nil || isDamage(t.err) {
-		return nil
-	}
-	return fmt.Errorf("read pack %s: %w", t.name, t.err)
 }
 
 // A progressLog counts what is applied, and says so now and then.

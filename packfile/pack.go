@@ -212,19 +212,56 @@ func ParseTrailer(b []byte, size int64) (Trailer, error) {
 	return t, nil
 }
 
-// Read reads the pack name, size bytes long, through r: the trailer, the rest of the
-// tail and the header, but no frame. It checks all that it reads.
+// Of the packs of a real store, 32 MiB each, the tails are 60 to 90 KB long; of small ones
+// that hold little but rebuilds up to 50 KB. Packs are larger where their size is set so.
+const (
+	minGuess  = 128 << 10
+	maxGuess  = 8 << 20
+	guessPart = 128
+)
+
+// TailGuess is how many bytes at the end of a pack, size bytes long, are very likely to
+// be all of its tail.
+func TailGuess(size int64) int64 {
+	return min(size, max(minGuess, size/guessPart), maxGuess)
+}
+
+// ParseTail reads the pack name, size bytes long, from the bytes at its end, which are at
+// least [TrailerSize]: all but the frames and the header. It checks all that it reads; the
+// name is bound to the records. If end does not hold the whole tail there is no pack, and
+// need says how many bytes it takes. The pack keeps end.
+func ParseTail(name Name, size int64, end []byte) (p *Pack, need int64, err error) {
+	if size < HeaderSize+TrailerSize {
+		return nil, 0, corruptf("pack of %d bytes is too short", size)
+	}
+	at := len(end) - TrailerSize
+	t, err := ParseTrailer(end[at:], size)
+	if err != nil {
+		return nil, 0, err
+	}
+	if need = size - t.Records; need > int64(len(end)) {
+		return nil, need, nil
+	}
+	p, err = parseTail(name, t, end[len(end)-int(need):at])
+	return p, need, err
+}
+
+// Read reads the pack name, size bytes long, through r: its header and its tail, but no
+// frame. It checks all that it reads.
 func Read(name Name, r io.ReaderAt, size int64) (*Pack, error) {
 	if size < HeaderSize+TrailerSize {
 		return nil, corruptf("pack of %d bytes is too short", size)
 	}
-	end := make([]byte, TrailerSize)
-	if err := readFull(r, end, size-TrailerSize); err != nil {
-		return nil, fmt.Errorf("read pack trailer: %w", err)
-	}
-	t, err := ParseTrailer(end, size)
-	if err != nil {
-		return nil, err
+	var p *Pack
+	for need := TailGuess(size); p == nil; {
+		end := make([]byte, need)
+		err := readFull(r, end, size-need)
+		if err != nil {
+			return nil, fmt.Errorf("read pack tail: %w", err)
+		}
+		if p, need, err = ParseTail(name, size, end); err != nil {
+			return nil, err
+		}
 	}
 	header := make([]byte, HeaderSize)
 	if err := readFull(r, header, 0); err != nil {
@@ -233,16 +270,12 @@ func Read(name Name, r io.ReaderAt, size int64) (*Pack, error) {
 	if string(header) != string(Header(name)) {
 		return nil, corruptf("pack header is not that of %s", name)
 	}
-	tail := make([]byte, size-TrailerSize-t.Records)
-	if err := readFull(r, tail, t.Records); err != nil {
-		return nil, fmt.Errorf("read pack metadata: %w", err)
-	}
-	return parseTail(name, t, header, tail)
+	return p, nil
 }
 
-func parseTail(name Name, t Trailer, header, tail []byte) (*Pack, error) {
+func parseTail(name Name, t Trailer, tail []byte) (*Pack, error) {
 	records, dir := tail[:t.Directory-t.Records], tail[t.Directory-t.Records:]
-	if recordsChecksum(header, records) != t.recordsSum {
+	if recordsChecksum(Header(name), records) != t.recordsSum {
 		return nil, corruptf("pack records: wrong checksum")
 	}
 	if checksum(dir) != t.directSum {

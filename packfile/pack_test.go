@@ -434,3 +434,26 @@ func fuzzPack(t *testing.T, b []byte) {
 		t.Fatalf("directory % x is written as % x", b, again)
 	}
 }
+
+// TestParseTail parses every end of a pack: less than its tail, all of it, more.
+func TestParseTail(t *testing.T) {
+	b := makePack(t, testName, testEntries())
+	want, err := readPack(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trailer, err := ParseTrailer(b[len(b)-TrailerSize:], want.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := want.Size - trailer.Records
+	for n := int64(TrailerSize); n <= want.Size; n++ {
+		p, need, err := ParseTail(testName, want.Size, b[want.Size-n:])
+		if err != nil || need != tail || (p == nil) != (n < tail) || p != nil && !reflect.DeepEqual(p, want) {
+			t.Fatalf("the last %d of %d bytes: got %+v, %d, %v, want %d", n, len(b), p, need, err, tail)
+		}
+	}
+	if g := TailGuess(10); g != 10 {
+		t.Errorf("of 10 bytes, %d may be the tail", g)
+	}
+}

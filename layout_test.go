@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream"},
-	{"bucket", "nar", "narinfo", "compression"},
+	{"bucket", "nar", "narinfo", "compression", "prices"},
 }
 
 // pure packages do no I/O beyond the readers and writers that they are given.

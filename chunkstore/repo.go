@@ -171,19 +171,27 @@ func (r Repository) claimState(state string, owner Repository) error {
 	if owner.ID != "" {
 		return fmt.Errorf("state directory %s belongs to repository %s, the bucket holds %s: is this the right bucket?", state, owner.ID, r.ID)
 	}
-	f, err := os.CreateTemp(state, ownerFile+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(r.encode())
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(state, ownerFile))
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := replaceFile(filepath.Join(state, ownerFile), r.encode()); err != nil {
 		return fmt.Errorf("claim state directory: %w", err)
 	}
 	return syncDir(state)
+}
+
+// replaceFile gives the file at path other contents, all or nothing. Whether a crash undoes
+// it is for the caller to see to, with syncDir.
+func replaceFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
 }
 
 // noSum stands where the sum is while it is computed.

@@ -54,6 +54,9 @@ type Stats struct {
 	IndexBytes  int64 `json:"index_bytes"`  // on disk
 	FilterBytes int64 `json:"filter_bytes"` // in memory
 
+	// Requests are those to the bucket, nil if it counts none.
+	Requests *RequestStats `json:"requests,omitempty"`
+
 	// Recovered is what opening the store has found and done.
 	Recovered RecoveryReport `json:"recovered"`
 	// Scrub is what scrubbing does and found last.
@@ -105,6 +108,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 		return nil, err
 	}
 	st.Recovered = s.recovered
+	st.Requests = s.Requests()
 	ix := s.ix.Stats()
 	st.IndexBytes, st.FilterBytes = ix.Disk, ix.Filter
 	st.MaskingSavedBytes = int64(math.Round(float64(c.variants.sum()-c.masked.sum()) * ratio(st.FrameBytes, st.ChunkBytes)))
@@ -285,6 +289,9 @@ func (st *Stats) WriteText(w io.Writer) error {
 	row("index", "%s on disk, filter %s in memory", size(st.IndexBytes), size(st.FilterBytes))
 	if st.AbsentObjects > 0 {
 		row("damaged", "%d objects, which are absent until they are uploaded again", st.AbsentObjects)
+	}
+	if st.Requests != nil {
+		st.Requests.writeRows(row, st)
 	}
 	st.Recovered.writeRows(row)
 	if st.Scrub != nil {

@@ -139,6 +139,7 @@ type Store struct {
 	decoding *semaphore.Weighted // bytes of Options.DecoderMemory
 	reading  *readBudget         // bytes of Options.ReadMemory
 	staging  string
+	ledger   *ledger // nil for a bucket that counts no requests
 
 	rebuilt   RebuildReport  // what Open has done to the index
 	recovered RecoveryReport // what Open has found and done
@@ -205,6 +206,7 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := s.repo.claimState(opts.State, owner); err != nil {
 		return nil, err
 	}
+	s.ledger = openLedger(opts.Bucket, opts.State, s.log)
 	if err := s.makeCodecs(); err != nil {
 		return nil, err
 	}
@@ -247,6 +249,10 @@ func (s *Store) start() {
 		s.uploader.run(ctx)
 		return nil
 	})
+	s.uploading.Go(func() error {
+		s.ledger.run(ctx)
+		return nil
+	})
 }
 
 // commit submits r unless the store is closed.
@@ -279,6 +285,7 @@ func (s *Store) Close(ctx context.Context) error {
 	s.stopUpload()
 	s.uploading.Wait()
 	s.uploader.drain(ctx)
+	s.ledger.save()
 	return errors.Join(err, s.release())
 }
 
@@ -305,5 +312,6 @@ func (s *Store) Flush(ctx context.Context) error {
 	if err := s.commit(ctx, &request{seal: true}); err != nil {
 		return err
 	}
+	defer s.ledger.save()
 	return s.uploader.wait(ctx)
 }

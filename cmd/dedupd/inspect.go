@@ -22,24 +22,29 @@ import (
 func statsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stats",
-		Short: "Say what the store holds and what deduplication won",
+		Short: "Say what the store holds, what deduplication won, and what the bucket costs",
 		Args:  cobra.NoArgs,
 	}
-	settings := addInspectFlags(cmd)
+	settings := addInspectFlags(cmd, "prices", "provider")
 	asJSON := cmd.Flags().Bool("json", false, "write JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := settings()
 		if err != nil {
 			return err
 		}
-		var stats gateway.Stats
-		err = s.inspect(cmd, "GET /stats", &stats, func(ctx context.Context, store *chunkstore.Store) (err error) {
+		var stats statsReport
+		err = s.inspect(cmd, "GET /stats", &stats.Stats, func(ctx context.Context, store *chunkstore.Store) (err error) {
 			stats.Store, err = store.Stats(ctx)
 			return err
 		})
 		if err != nil {
 			return err
 		}
+		p, err := s.priceTable()
+		if err != nil {
+			return err
+		}
+		stats.Cost = costOf(stats.Store, s.Provider, p)
 		return write(cmd.OutOrStdout(), &stats, *asJSON)
 	}
 	return cmd
@@ -151,9 +156,10 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// addInspectFlags adds the flags of commands that look at a store.
-func addInspectFlags(cmd *cobra.Command) func() (*Settings, error) {
-	return addFlags(cmd, "bucket", "state", "log-level", "log-format")
+// addInspectFlags adds the flags of commands that look at a store, and those for more
+// settings.
+func addInspectFlags(cmd *cobra.Command, more ...string) func() (*Settings, error) {
+	return addFlags(cmd, append(more, "bucket", "state", "log-level", "log-format")...)
 }
 
 // inspect calls fn with the store. If a server has it, that one gets the request instead,

@@ -84,6 +84,11 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		err = errors.Join(err, store.Close(ctx))
 		log.Info("stopped")
 	}()
+	price, err := s.priceTable()
+	if err != nil {
+		return err
+	}
+	counts.Requests(store, price)
 	puller, err := s.openPuller(ctx, store, keys, counts, log)
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/prices"
 )
 
 // Settings are everything that can be set. A field's tag is its name: in the TOML file
@@ -69,7 +70,10 @@ type Settings struct {
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
 	PullCache Bytes      `toml:"pull-cache" help:"room in the state directory for NARs as upstreams have sent them, so that interrupted downloads can go on"`
 
-	PublicURL    string        `toml:"public-url" help:"where clients find the cache, for the page that tells how to use it; by default what the browser has asked for"`
+	PublicURL string `toml:"public-url" help:"where clients find the cache, for the page that tells how to use it; by default what the browser has asked for"`
+	Prices    string `toml:"prices" help:"file with prices of object storage, in the format of contrib/prices.toml; default: that one, which is built in"`
+	Provider  string `toml:"provider" help:"table of prices to say by what requests and storage cost"`
+
 	MetricsRight access.Rights `toml:"metrics-right" values:"read admin" help:"right that it takes to get /metrics: read or admin"`
 
 	AccessLog bool       `toml:"access-log" help:"log every request"`
@@ -86,7 +90,7 @@ func defaultSettings() *Settings {
 		PackSize:      32 << 20, FlushInterval: Duration(30e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
-		MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
+		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {
 		s.Bucket = (&url.URL{Scheme: "file", Path: filepath.Join(dir, "bucket")}).String()
@@ -154,6 +158,8 @@ func (s *Settings) validate() error {
 	if u, err := url.Parse(s.PublicURL); s.PublicURL != "" {
 		need(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "public-url is %q, not http://… or https://…", s.PublicURL)
 	}
+	_, err := s.priceTable()
+	need(err == nil, "prices or provider: %w", err)
 	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)

@@ -87,6 +87,8 @@ shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
 public-url = "https://cache.example"
+prices = "../../contrib/prices.toml"
+provider = "wasabi"
 metrics-right = "admin"
 access-log = false
 log-level = "warn"
@@ -120,6 +122,7 @@ sign = true
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
 		MaxPulls: 4, PullCache: 6 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,
+		Prices: "../../contrib/prices.toml", Provider: "wasabi",
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,
 			Timeout: Duration(time.Second), IdleTimeout: Duration(2 * time.Second), NegativeCache: Duration(3 * time.Second),
@@ -192,6 +195,8 @@ func TestBadSettings(t *testing.T) {
 		{flag: "--client-rights=fly", says: "client-rights"},
 		{flag: "--trusted-keys=x", says: "trusted-keys"},
 		{flag: "--buckets=x", says: "buckets"},
+		{flag: "--prices=/does/not/exist", says: "prices or provider"},
+		{flag: "--provider=nobody", says: "cloudflare-r2"},
 		{flag: "--bucket=", says: "bucket is not set"},
 	} {
 		t.Run(tt.says, func(t *testing.T) {

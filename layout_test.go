@@ -22,7 +22,7 @@ var layers = [][]string{
 	{"pull"},
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
-	{"packfile", "index", "upstream"},
+	{"packfile", "index", "upstream", "rangecache"},
 	{"bucket", "nar", "narinfo", "compression", "prices"},
 }
 

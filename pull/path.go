@@ -85,7 +85,7 @@ func (p *Puller) path(ctx context.Context, hashPart string) (*path, error) {
 		for _, key := range s.Sign {
 			info.Sign(p.storeDir, key)
 		}
-		t = &path{s, info, fileName(info)}
+		t = &path{s, info, FileName(info)}
 		return nil
 	})
 	if err != nil {
@@ -104,12 +104,12 @@ func (p *Puller) forget(t *path) {
 	p.files.Invalidate(t.file)
 }
 
-// fileName returns the name by which the NAR of info is served, and stored. It is that
+// FileName returns the name by which the NAR of info is served, and stored. It is that
 // of the upstream if that is a hash of what it names, as nearly everywhere. Else it begins
 // with the hash part of the path, so that a client may come back with it when nothing is
 // remembered. (Names that occur: harmonia's nar/<NarHash>.nar?hash=<hash part>, attic's
 // nar/<hash part>.nar, nix-push's, which are not in nar/, and absolute URLs.)
-func fileName(info *narinfo.NarInfo) string {
+func FileName(info *narinfo.NarInfo) string {
 	typ := compression.Type(info.Compression)
 	ext := ".nar" + typ.Extension()
 	if file, ok := strings.CutPrefix(info.URL, "nar/"); ok {

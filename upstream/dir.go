@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -45,7 +47,7 @@ func (d *Dir) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, e
 func (d *Dir) NAR(_ context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
 	u, err := url.Parse(info.URL)
 	if err != nil || u.IsAbs() || u.Host != "" {
-		return nil, 0, fmt.Errorf("NAR of %s in %s: the URL %q is not in it", info.StorePath, d.Name(), info.URL)
+		return nil, 0, fmt.Errorf("NAR of %s in %s: %w: the URL %q is not in it", info.StorePath, d.Name(), ErrNotFound, info.URL)
 	}
 	f, size, err := d.open(u.Path)
 	if err != nil {
@@ -71,6 +73,44 @@ func (d *Dir) File(_ context.Context, name string) (io.ReadCloser, error) {
 	}
 	return body, nil
 }
+
+// List implements Lister.
+func (d *Dir) List(ctx context.Context, dir string, fn func(name string) error) error {
+	root, err := os.OpenRoot(d.dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	defer root.Close()
+	f, err := root.Open(cmp.Or(filepath.FromSlash(dir), "."))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", d.Name(), err)
+	}
+	defer f.Close()
+	for {
+		entries, err := f.ReadDir(listStep)
+		if err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("list %s/%s: %w", d.Name(), dir, err)
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				continue
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err := fn(path.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// listStep is how many entries of a directory are in memory at a time.
+const listStep = 1000
 
 // open opens a file of the cache, wherever below the directory it is.
 func (d *Dir) open(name string) (*os.File, int64, error) {

@@ -36,6 +36,9 @@ type HTTPConfig struct {
 // time.
 var ErrUnreachable = errors.New("upstream is unreachable")
 
+// ErrPage is wrapped when a server has answered with a page for people.
+var ErrPage = errors.New("the answer is a web page")
+
 // A StatusError is an answer with a status code that means neither yes nor no.
 type StatusError struct{ Code int }
 
@@ -295,7 +298,7 @@ func checkAnswer(resp *http.Response) error {
 		return &StatusError{resp.StatusCode}
 	}
 	if typ := resp.Header.Get("Content-Type"); strings.HasPrefix(typ, "text/html") {
-		return errors.New("the answer is a web page")
+		return ErrPage
 	}
 	return nil
 }

@@ -29,3 +29,12 @@ type Source interface {
 	// its Content-Encoding.
 	File(ctx context.Context, name string) (io.ReadCloser, error)
 }
+
+// A Lister is a Source that can tell what it has.
+type Lister interface {
+	Source
+	// List calls fn with the name of every file of the cache that is directly in dir, such
+	// as "log", or "" for the narinfos and what is beside them. It is no error if there is
+	// no such dir. An error of fn ends the list and is returned as it is.
+	List(ctx context.Context, dir string, fn func(name string) error) error
+}

@@ -1,0 +1,94 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/packfile"
+	"github.com/dedupd/dedupd/upstream"
+)
+
+// fileDirs are where caches have files beside narinfos and NARs.
+var fileDirs = []string{"", "log", "debuginfo", "realisations"}
+
+// files imports listings, logs, debug information and realisations, if the source can tell
+// which it has.
+func (im *importer) files(ctx context.Context) error {
+	source, ok := im.source.(upstream.Lister)
+	if !ok || im.opts.NoFiles || im.opts.DryRun || im.opts.Paths != nil {
+		return nil
+	}
+	return im.each(ctx, func(ctx context.Context, fn func(string) error) error {
+		for _, dir := range fileDirs {
+			if err := source.List(ctx, dir, func(name string) error {
+				if dir == "" && !isListing(name) {
+					return nil
+				}
+				return fn(name)
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, im.file)
+}
+
+func isListing(name string) bool {
+	hashPart, ok := strings.CutSuffix(name, ".ls")
+	return ok && narinfo.IsHashPart(hashPart)
+}
+
+// file imports a file without its Content-Encoding.
+func (im *importer) file(ctx context.Context, name string) error {
+	if _, err := im.store.File(ctx, name); err == nil {
+		return nil
+	} else if !errors.Is(err, chunkstore.ErrNotFound) {
+		return err
+	}
+	body, err := im.source.File(ctx, name)
+	if errors.Is(err, upstream.ErrNotFound) {
+		return nil // it was there when it was listed
+	} else if err != nil {
+		return im.skip(ctx, name, Unreachable, err)
+	}
+	defer body.Close()
+	src := &sourceReader{r: io.LimitReader(body, im.opts.MaxFile+1), read: &im.progress.Read}
+	limited := &limitedReader{src, im.opts.MaxFile}
+	_, err = im.store.PutFile(ctx, name, limited)
+	switch {
+	case errors.Is(err, chunkstore.ErrTooLarge):
+		return im.skip(ctx, name, TooLarge, err)
+	case errors.Is(err, chunkstore.ErrConflict): // somebody has put another one meanwhile
+		return im.skip(ctx, name, Conflict, err)
+	case src.err != nil:
+		return im.skip(ctx, name, BadFile, src.err)
+	case err != nil:
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	im.mu.Lock()
+	im.report.Files++
+	im.mu.Unlock()
+	return nil
+}
+
+// A limitedReader fails when more than left bytes come.
+type limitedReader struct {
+	io.Reader
+	left int64
+}
+
+func (l *limitedReader) Read(p []byte) (int, error) {
+	n, err := l.Reader.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, chunkstore.ErrTooLarge
+	}
+	return n, err
+}
+
+// isDamage says whether an error is about what the store has lost.
+func isDamage(err error) bool { return errors.Is(err, packfile.ErrCorrupt) }

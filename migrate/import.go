@@ -1,0 +1,247 @@
+// Package migrate brings binary caches into a store.
+//
+// What comes in is what clients of the old cache had: narinfos with their signatures byte
+// for byte, NARs that were checked against them, and the names of files that clients
+// remember. Nothing is signed. Nothing wrong comes in, and nothing that is right is left out
+// without being named.
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/upstream"
+)
+
+// Options are the settings of an import. Zero values mean the defaults.
+type Options struct {
+	// Paths calls fn with the hash part of each path to import. Nil is for all that the
+	// source has, which must be an upstream.Lister.
+	Paths func(ctx context.Context, fn func(hashPart string) error) error
+	// Closure has what those refer to imported as well, and so on.
+	Closure bool
+	// Match says by its name, which is what follows the hash part, whether a path is to be
+	// imported; nil for all.
+	Match func(name string) bool
+	// Keys are those of which one must have signed a path; none for taking all.
+	Keys []narinfo.PublicKey
+	// NoFiles leaves out listings, logs, realisations and debug information.
+	NoFiles bool
+	// MaxFile is the size of the largest of these, in bytes; default 64 MiB.
+	MaxFile int64
+	// Jobs is the number of paths that are worked on at a time; default 16.
+	Jobs int
+	// DryRun reads the narinfos of what is missing, and nothing more.
+	DryRun bool
+	// Skipped is told of what is not imported, by one goroutine at a time.
+	Skipped func(Skip)
+	// Warn takes what an operator should know of what is imported all the same.
+	Warn func(msg string, args ...any)
+}
+
+// maxUnreachable is the number of failures of the source, one after another, after which
+// an import ends: the source is gone, and trying the rest would only fill the report.
+const maxUnreachable = 50
+
+// ErrSource is wrapped when an import has ended since its source failed all the time.
+var ErrSource = errors.New("the source cannot be read")
+
+// Import brings what the store lacks from a source. It can be called again after it has
+// ended in whatever way, and goes on where it was: what the store has is not read again,
+// not even its narinfo. The error says that it could not go on; what is wrong with single
+// paths is told to Options.Skipped, and counted.
+func Import(ctx context.Context, store *chunkstore.Store, source upstream.Source, opts Options, progress *Progress) (*Report, error) {
+	if opts.Jobs == 0 {
+		opts.Jobs = 16
+	}
+	if opts.MaxFile == 0 {
+		opts.MaxFile = 64 << 20
+	}
+	im := &importer{
+		store: store, source: source, opts: opts, progress: progress,
+		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
+	}
+	im.report = Report{DryRun: opts.DryRun, Skipped: map[Reason]int64{}}
+	begun := time.Now()
+	err := im.run(ctx)
+	r := &im.report
+	r.Paths, r.Present, r.Imported = progress.Paths.Load(), progress.Present.Load(), progress.Imported.Load()
+	r.NARBytes, r.ReadBytes = progress.NARBytes.Load(), progress.Read.Load()
+	r.Seconds = time.Since(begun).Seconds()
+	return r, err
+}
+
+type importer struct {
+	store    *chunkstore.Store
+	source   upstream.Source
+	opts     Options
+	progress *Progress
+	storeDir string
+
+	mu     sync.Mutex // guards what follows, and calls of Options.Skipped
+	report Report
+	failed int                               // of the source, one after another
+	busy   map[chunkstore.Hash]chan struct{} // NARs on their way; closed when they have come
+	absent map[string]int64                  // hash parts that imported paths refer to and that were not here, with how many do
+}
+
+func (im *importer) run(ctx context.Context) error {
+	paths := im.opts.Paths
+	if paths == nil {
+		lister, ok := im.source.(upstream.Lister)
+		if !ok {
+			return fmt.Errorf("%s cannot be listed: name the paths to import", im.source.Name())
+		}
+		paths = func(ctx context.Context, fn func(string) error) error { return listPaths(ctx, lister, fn) }
+	}
+	if err := im.level(ctx, paths); err != nil {
+		return err
+	}
+	if err := im.files(ctx); err != nil {
+		return err
+	}
+	return im.countIncomplete(ctx)
+}
+
+// listPaths calls fn with the hash part of every narinfo.
+func listPaths(ctx context.Context, source upstream.Lister, fn func(hashPart string) error) error {
+	return source.List(ctx, "", func(name string) error {
+		if hashPart, ok := strings.CutSuffix(name, ".narinfo"); ok && narinfo.IsHashPart(hashPart) {
+			return fn(hashPart)
+		}
+		return nil
+	})
+}
+
+// level imports paths, and then, if that is wanted, those that they refer to, level by level.
+func (im *importer) level(ctx context.Context, paths func(context.Context, func(string) error) error) error {
+	seen := map[string]bool{}
+	var next []string
+	var mu sync.Mutex // guards seen and next
+	import1 := func(ctx context.Context, hashPart string) error {
+		refs, err := im.path(ctx, hashPart)
+		if err != nil || !im.opts.Closure {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, ref := range refs {
+			if h := ref.HashPart(); !seen[h] {
+				seen[h] = true
+				next = append(next, h)
+			}
+		}
+		return nil
+	}
+	if err := im.each(ctx, func(ctx context.Context, fn func(string) error) error {
+		return paths(ctx, func(hashPart string) error {
+			if im.opts.Closure {
+				mu.Lock()
+				again := seen[hashPart]
+				seen[hashPart] = true
+				mu.Unlock()
+				if again {
+					return nil
+				}
+			}
+			return fn(hashPart)
+		})
+	}, import1); err != nil {
+		return err
+	}
+	for len(next) > 0 {
+		now := next
+		next = nil
+		if err := im.each(ctx, func(_ context.Context, fn func(string) error) error {
+			for _, h := range now {
+				if err := fn(h); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, import1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each calls do with what list lists, for several at a time, until one fails.
+func (im *importer) each(ctx context.Context, list func(context.Context, func(string) error) error, do func(context.Context, string) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	work := make(chan string)
+	group.Go(func() error {
+		defer close(work)
+		return list(ctx, func(item string) error {
+			select {
+			case work <- item:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		})
+	})
+	for range im.opts.Jobs {
+		group.Go(func() error {
+			for item := range work {
+				if err := do(ctx, item); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// skip notes that something is not imported. It returns an error if there is no point in
+// going on.
+func (im *importer) skip(ctx context.Context, name string, reason Reason, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	im.progress.Skipped.Add(1)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.report.Skipped[reason]++
+	if im.opts.Skipped != nil {
+		im.opts.Skipped(Skip{name, reason, err.Error()})
+	}
+	if reason != Unreachable {
+		im.failed = 0
+		return nil
+	}
+	if im.failed++; im.failed >= maxUnreachable {
+		return fmt.Errorf("%w: %d failures one after another, the last: %w", ErrSource, im.failed, err)
+	}
+	return nil
+}
+
+// worked notes that the source has answered.
+func (im *importer) worked() {
+	im.mu.Lock()
+	im.failed = 0
+	im.mu.Unlock()
+}
+
+// countIncomplete counts imported paths of which a reference is not here even now.
+func (im *importer) countIncomplete(ctx context.Context) error {
+	for hashPart, n := range im.absent {
+		has, err := im.store.HasPath(ctx, hashPart)
+		if err != nil {
+			return err
+		}
+		if !has {
+			im.report.Incomplete += n
+		}
+	}
+	return nil
+}

@@ -33,11 +33,15 @@ func (s *Stats) WriteText(w io.Writer) error {
 //	GET /stats               Stats
 //	GET /check?read-data=1   chunkstore.CheckReport
 //	POST /check              chunkstore.CheckReport, after repairing
+//	POST /import             what Config.Import does
 //	GET /readyz?write=1      Readiness, always with status 200
 //	GET /metrics             as in the gateway
 //	GET /debug/pprof/        as in the gateway
 func (g *Gateway) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
+	if g.cfg.Import != nil {
+		mux.Handle("POST /import", g.cfg.Import)
+	}
 	mux.Handle("GET /metrics", g.metrics)
 	mux.Handle("GET /debug/pprof/", profiles)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {

@@ -90,6 +90,8 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// AccessLog has one line logged for each request.
 	AccessLog bool
+	// Import answers POST /import of AdminHandler; default none.
+	Import http.Handler
 	// Site answers with pages for people; default none.
 	Site *site.Site
 	// MetricsRight is what it takes to get the metrics; default Read.

@@ -57,7 +57,7 @@ func (im *importer) file(ctx context.Context, name string) error {
 		return im.skip(ctx, name, Unreachable, err)
 	}
 	defer body.Close()
-	src := &sourceReader{r: io.LimitReader(body, im.opts.MaxFile+1), read: &im.progress.Read}
+	src := &sourceReader{r: io.LimitReader(body, im.opts.MaxFile+1), read: &im.progress.read}
 	limited := &limitedReader{src, im.opts.MaxFile}
 	_, err = im.store.PutFile(ctx, name, limited)
 	switch {

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -25,26 +27,27 @@ import (
 type Options struct {
 	// Paths calls fn with the hash part of each path to import. Nil is for all that the
 	// source has, which must be an upstream.Lister.
-	Paths func(ctx context.Context, fn func(hashPart string) error) error
+	Paths func(ctx context.Context, fn func(hashPart string) error) error `json:"-"`
 	// Closure has what those refer to imported as well, and so on.
-	Closure bool
-	// Match says by its name, which is what follows the hash part, whether a path is to be
-	// imported; nil for all.
-	Match func(name string) bool
+	Closure bool `json:"closure"`
+	// Match is a pattern, as of path.Match, for the names of the paths to import, which are
+	// what follows the hash part; default all.
+	Match string `json:"match"`
 	// Keys are those of which one must have signed a path; none for taking all.
-	Keys []narinfo.PublicKey
+	Keys []narinfo.PublicKey `json:"keys"`
 	// NoFiles leaves out listings, logs, realisations and debug information.
-	NoFiles bool
+	NoFiles bool `json:"no_files"`
 	// MaxFile is the size of the largest of these, in bytes; default 64 MiB.
-	MaxFile int64
+	MaxFile int64 `json:"max_file"`
 	// Jobs is the number of paths that are worked on at a time; default 16.
-	Jobs int
+	Jobs int `json:"jobs"`
 	// DryRun reads the narinfos of what is missing, and nothing more.
-	DryRun bool
+	DryRun bool `json:"dry_run"`
 	// Skipped is told of what is not imported, by one goroutine at a time.
-	Skipped func(Skip)
-	// Warn takes what an operator should know of what is imported all the same.
-	Warn func(msg string, args ...any)
+	Skipped func(Skip) `json:"-"`
+	// Warn takes what an operator should know of what is imported all the same; default
+	// slog.Warn.
+	Warn func(msg string, args ...any) `json:"-"`
 }
 
 // maxUnreachable is the number of failures of the source, one after another, after which
@@ -65,6 +68,12 @@ func Import(ctx context.Context, store *chunkstore.Store, source upstream.Source
 	if opts.MaxFile == 0 {
 		opts.MaxFile = 64 << 20
 	}
+	if opts.Warn == nil {
+		opts.Warn = slog.Warn
+	}
+	if _, err := path.Match(opts.Match, ""); err != nil {
+		return &Report{}, fmt.Errorf("pattern %q: %w", opts.Match, err)
+	}
 	im := &importer{
 		store: store, source: source, opts: opts, progress: progress,
 		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
@@ -73,8 +82,8 @@ func Import(ctx context.Context, store *chunkstore.Store, source upstream.Source
 	begun := time.Now()
 	err := im.run(ctx)
 	r := &im.report
-	r.Paths, r.Present, r.Imported = progress.Paths.Load(), progress.Present.Load(), progress.Imported.Load()
-	r.NARBytes, r.ReadBytes = progress.NARBytes.Load(), progress.Read.Load()
+	c := progress.Counts()
+	r.Paths, r.Present, r.Imported, r.NARBytes, r.ReadBytes = c.Paths, c.Present, c.Imported, c.NARBytes, c.Read
 	r.Seconds = time.Since(begun).Seconds()
 	return r, err
 }
@@ -208,7 +217,7 @@ func (im *importer) skip(ctx context.Context, name string, reason Reason, err er
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	im.progress.Skipped.Add(1)
+	im.progress.skipped.Add(1)
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.report.Skipped[reason]++

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	gopath "path"
 	"sync/atomic"
 
 	"github.com/dedupd/dedupd/chunkstore"
@@ -18,11 +19,11 @@ import (
 // path imports one path, and returns what it refers to. An error is one after which
 // nothing can be imported any more.
 func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StorePath, error) {
-	im.progress.Paths.Add(1)
+	im.progress.paths.Add(1)
 	if has, err := im.store.HasPath(ctx, hashPart); err != nil {
 		return nil, err
 	} else if has {
-		im.progress.Present.Add(1)
+		im.progress.present.Add(1)
 		if !im.opts.Closure {
 			return nil, nil
 		}
@@ -42,15 +43,15 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 		return nil, im.skip(ctx, hashPart, Unreachable, err)
 	}
 	im.worked()
-	if im.opts.Match != nil && !im.opts.Match(info.StorePath.Name()) {
+	if ok, _ := gopath.Match(im.opts.Match, info.StorePath.Name()); !ok && im.opts.Match != "" {
 		return info.References, nil
 	}
 	if _, ok := info.Verify(im.storeDir, im.opts.Keys); !ok && len(im.opts.Keys) > 0 {
 		return info.References, im.skip(ctx, info.StorePath.String(), BadSignature, errors.New("no key that is trusted has signed it"))
 	}
 	if im.opts.DryRun {
-		im.progress.Imported.Add(1)
-		im.progress.NARBytes.Add(int64(info.NarSize))
+		im.progress.imported.Add(1)
+		im.progress.narBytes.Add(int64(info.NarSize))
 		return info.References, nil
 	}
 	if reason, err := im.nar(ctx, info); reason != "" {
@@ -61,8 +62,8 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	if err := im.store.PutNarInfo(ctx, info); err != nil {
 		return nil, fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
 	}
-	im.progress.Imported.Add(1)
-	im.progress.NARBytes.Add(int64(info.NarSize))
+	im.progress.imported.Add(1)
+	im.progress.narBytes.Add(int64(info.NarSize))
 	return info.References, im.noteAbsent(ctx, info)
 }
 
@@ -120,7 +121,7 @@ func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, err
 	if size > im.store.MaxNAR() {
 		return TooLarge, fmt.Errorf("%d bytes: %w", size, chunkstore.ErrTooLarge)
 	}
-	src := &sourceReader{r: body, read: &im.progress.Read}
+	src := &sourceReader{r: body, read: &im.progress.read}
 	r, bzip2, err := decodeBzip2(file, src)
 	if err != nil {
 		return reasonOf(src.err, err), err

@@ -99,10 +99,20 @@ func (r *Report) WriteText(w io.Writer) error {
 
 // Progress is how far an import is. It may be read at any time.
 type Progress struct {
-	Paths    atomic.Int64 // looked at
-	Present  atomic.Int64 // of these, were there
-	Imported atomic.Int64
-	Skipped  atomic.Int64
-	NARBytes atomic.Int64 // of NARs that are imported
-	Read     atomic.Int64 // compressed bytes from the source
+	paths, present, imported, skipped, narBytes, read atomic.Int64
+}
+
+// Counts are a Progress at one moment.
+type Counts struct {
+	Paths    int64 `json:"paths"`     // looked at
+	Present  int64 `json:"present"`   // of these, were in the store
+	Imported int64 `json:"imported"`  // of these, were not
+	Skipped  int64 `json:"skipped"`   // paths and files that were left out
+	NARBytes int64 `json:"nar_bytes"` // of the NARs of those that were imported
+	Read     int64 `json:"read"`      // bytes from the source, compressed
+}
+
+// Counts returns what there is now.
+func (p *Progress) Counts() Counts {
+	return Counts{p.paths.Load(), p.present.Load(), p.imported.Load(), p.skipped.Load(), p.narBytes.Load(), p.read.Load()}
 }

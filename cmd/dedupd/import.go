@@ -3,13 +3,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net/http"
 	"os"
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,8 +29,7 @@ type importFlags struct {
 	paths, skipped, only    string
 	closureOf               []string
 	keys                    []string
-	user, passwordFile      string
-	netrcFile               string
+	source                  importSource
 	jobs                    int
 	noFiles, dryRun, asJSON bool
 }
@@ -56,9 +59,9 @@ func importCommand() *cobra.Command {
 	flags.StringVar(&f.only, "only", "", "pattern, with * and ?, of the names of the paths to import: what follows the hash part")
 	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
-	flags.StringVar(&f.user, "user", "", "user name that the cache asks for")
-	flags.StringVar(&f.passwordFile, "password-file", "", "file with the password, or token, that belongs to it")
-	flags.StringVar(&f.netrcFile, "netrc-file", "", "file with user names and passwords")
+	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
+	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
+	flags.StringVar(&f.source.NetrcFile, "netrc-file", "", "file with user names and passwords")
 	flags.IntVar(&f.jobs, "jobs", 16, "paths at a time")
 	flags.BoolVar(&f.noFiles, "no-files", false, "leave out listings, logs, debug information and realisations")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only look what is missing")
@@ -77,36 +80,13 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) (err err
 	if f.jobs < 1 {
 		return fmt.Errorf("jobs is %d, not above 0", f.jobs)
 	}
-	up := Upstream{URL: from, Trust: true, User: f.user, PasswordFile: f.passwordFile, NetrcFile: f.netrcFile}
-	if err := up.validate(); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
-	store, err := s.openStore(ctx, log)
-	if errors.Is(err, chunkstore.ErrLocked) {
-		return fmt.Errorf("%w: stop the server first", err)
-	} else if err != nil {
+	f.source.URL = from
+	if _, err := f.source.upstream(); err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
-		defer cancel()
-		err = errors.Join(err, store.Close(ctx))
-	}()
-	storeDir := store.Repository().StoreDir
-	source, err := up.source(ctx, storeDir, "", log)
-	if err != nil {
-		return err
-	}
-	opts := migrate.Options{Closure: len(f.closureOf) > 0, NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun, Warn: log.Warn}
-	if opts.Paths, err = f.wanted(storeDir, cmd.InOrStdin()); err != nil {
-		return err
-	}
-	if f.only != "" {
-		if _, err := path.Match(f.only, ""); err != nil {
-			return fmt.Errorf("only: %w", err)
-		}
-		opts.Match = func(name string) bool { ok, _ := path.Match(f.only, name); return ok }
+	opts := migrate.Options{
+		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only,
+		NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
 	}
 	for _, text := range f.keys {
 		key, err := narinfo.ParsePublicKey(text)
@@ -115,28 +95,19 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) (err err
 		}
 		opts.Keys = append(opts.Keys, key)
 	}
-	return f.importAll(cmd, store, source, opts)
-}
-
-// importAll imports, with progress, and writes the reports.
-func (f *importFlags) importAll(cmd *cobra.Command, store *chunkstore.Store, source upstream.Source, opts migrate.Options) (err error) {
 	if f.skipped != "" {
 		file, err := os.Create(f.skipped)
 		if err != nil {
 			return err
 		}
-		defer file.Close()
+		defer func() { err = errors.Join(err, file.Close()) }()
 		opts.Skipped = func(s migrate.Skip) {
 			fmt.Fprintf(file, "%s\t%s\t%s\n", s.Name, s.Reason, strings.Join(strings.Fields(s.Error), " "))
 		}
 	}
-	var progress migrate.Progress
-	begun := time.Now()
-	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(&progress, time.Since(begun)) })
-	report, err := migrate.Import(cmd.Context(), store, source, opts, &progress)
-	stop()
-	if err == nil && !f.dryRun {
-		err = store.Flush(cmd.Context())
+	report, err := f.importAll(cmd, s, opts)
+	if report == nil {
+		return err
 	}
 	if writeErr := write(cmd.OutOrStdout(), report, f.asJSON); err == nil {
 		err = writeErr
@@ -147,10 +118,84 @@ func (f *importFlags) importAll(cmd *cobra.Command, store *chunkstore.Store, sou
 	return err
 }
 
-func importLine(p *migrate.Progress, since time.Duration) string {
+// importAll imports into the store, or has the server do it that has the store.
+func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Options) (report *migrate.Report, err error) {
+	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
+	opts.Warn = log.Warn
+	store, err := s.openStore(ctx, log)
+	locked := errors.Is(err, chunkstore.ErrLocked)
+	if err != nil && !locked {
+		return nil, err
+	}
+	var last atomic.Pointer[migrate.Counts] // of the server
+	var progress migrate.Progress
+	last.Store(new(migrate.Counts))
+	counts := progress.Counts
+	if locked {
+		counts = func() migrate.Counts { return *last.Load() }
+	}
+	begun := time.Now()
+	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(counts(), time.Since(begun)) })
+	defer stop()
+	if locked {
+		report, err = migrate.Ask(ctx, serverClient(s.State), serverURL+"/import", &f.source, opts, func(c migrate.Counts) { last.Store(&c) })
+		if err != nil {
+			err = fmt.Errorf("ask the server that uses %s: %w", s.State, err)
+		}
+		return report, err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
+		defer cancel()
+		err = errors.Join(err, store.Close(ctx))
+	}()
+	source, err := f.source.open(ctx, store, log)
+	if err != nil {
+		return nil, err
+	}
+	report, err = migrate.Import(ctx, store, source, opts, &progress)
+	if err == nil && !f.dryRun {
+		err = store.Flush(ctx)
+	}
+	return report, err
+}
+
+// importHandler has the server import for those who may use its socket.
+func importHandler(store *chunkstore.Store, log *slog.Logger) http.Handler {
+	return migrate.Handler(store, func(ctx context.Context, text json.RawMessage) (upstream.Source, error) {
+		var s importSource
+		if err := json.Unmarshal(text, &s); err != nil {
+			return nil, err
+		}
+		return s.open(ctx, store, log)
+	}, log.Warn)
+}
+
+// An importSource is the cache that is imported, as the flags name it.
+type importSource struct {
+	URL, User, PasswordFile, NetrcFile string
+}
+
+func (s *importSource) upstream() (*Upstream, error) {
+	up := &Upstream{URL: s.URL, Trust: true, User: s.User, PasswordFile: s.PasswordFile, NetrcFile: s.NetrcFile}
+	if err := up.validate(); err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	return up, nil
+}
+
+func (s *importSource) open(ctx context.Context, store *chunkstore.Store, log *slog.Logger) (upstream.Source, error) {
+	up, err := s.upstream()
+	if err != nil {
+		return nil, err
+	}
+	log.Info("import begins", "source", up.name())
+	return up.source(ctx, store.Repository().StoreDir, "", log)
+}
+
+func importLine(c migrate.Counts, since time.Duration) string {
 	return fmt.Sprintf("%d paths: %d imported, %d were there, %d left out; %.1f MB of NARs, %.1f MB/s",
-		p.Paths.Load(), p.Imported.Load(), p.Present.Load(), p.Skipped.Load(),
-		float64(p.NARBytes.Load())/1e6, float64(p.NARBytes.Load())/1e6/max(since.Seconds(), 1e-3))
+		c.Paths, c.Imported, c.Present, c.Skipped, float64(c.NARBytes)/1e6, float64(c.NARBytes)/1e6/max(since.Seconds(), 1e-3))
 }
 
 // showProgress shows line now and then until the function that it returns is called: on a
@@ -185,19 +230,16 @@ func showProgress(w io.Writer, line func() string) (stop func()) {
 
 // wanted returns what lists the hash parts of the paths that the flags name, or nil if
 // they name none.
-func (f *importFlags) wanted(storeDir string, stdin io.Reader) (func(context.Context, func(string) error) error, error) {
+func (f *importFlags) wanted(stdin io.Reader) func(context.Context, func(string) error) error {
 	if f.paths == "" && len(f.closureOf) == 0 {
-		return nil, nil
-	}
-	roots := make([]string, len(f.closureOf))
-	for i, text := range f.closureOf {
-		var err error
-		if roots[i], err = hashPart(storeDir, text); err != nil {
-			return nil, fmt.Errorf("closure-of: %w", err)
-		}
+		return nil
 	}
 	return func(_ context.Context, fn func(string) error) error {
-		for _, h := range roots {
+		for _, text := range f.closureOf {
+			h, err := hashPart(text)
+			if err != nil {
+				return fmt.Errorf("closure-of: %w", err)
+			}
 			if err := fn(h); err != nil {
 				return err
 			}
@@ -206,26 +248,26 @@ func (f *importFlags) wanted(storeDir string, stdin io.Reader) (func(context.Con
 		case "":
 			return nil
 		case "-":
-			return readPaths(storeDir, stdin, fn)
+			return readPaths(stdin, fn)
 		}
 		file, err := os.Open(f.paths)
 		if err != nil {
 			return fmt.Errorf("paths: %w", err)
 		}
 		defer file.Close()
-		return readPaths(storeDir, file, fn)
-	}, nil
+		return readPaths(file, fn)
+	}
 }
 
 // readPaths calls fn with the hash part of what the first word of each line names.
-func readPaths(storeDir string, r io.Reader, fn func(string) error) error {
+func readPaths(r io.Reader, fn func(string) error) error {
 	lines := bufio.NewScanner(r)
 	for n := 1; lines.Scan(); n++ {
 		words := strings.Fields(lines.Text())
 		if len(words) == 0 {
 			continue
 		}
-		h, err := hashPart(storeDir, words[0])
+		h, err := hashPart(words[0])
 		if err != nil {
 			return fmt.Errorf("paths, line %d: %w", n, err)
 		}
@@ -239,12 +281,14 @@ func readPaths(storeDir string, r io.Reader, fn func(string) error) error {
 	return nil
 }
 
-// hashPart returns the hash part of a store path, of its base name, or that it is itself.
-func hashPart(storeDir, text string) (string, error) {
-	if narinfo.IsHashPart(text) {
-		return text, nil
+// hashPart returns the hash part of a store path in whatever store directory, of its base
+// name, or that it is itself.
+func hashPart(text string) (string, error) {
+	base := path.Base(text)
+	if narinfo.IsHashPart(base) {
+		return base, nil
 	}
-	p, err := narinfo.ParseBaseName(strings.TrimPrefix(text, storeDir+"/"))
+	p, err := narinfo.ParseBaseName(base)
 	if err != nil {
 		return "", err
 	}

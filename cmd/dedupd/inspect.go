@@ -182,20 +182,27 @@ func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(co
 	return errors.Join(err, store.Close(ctx))
 }
 
-// askServer asks the server that has the state directory.
-func askServer(ctx context.Context, state, request string, v any) error {
-	client := http.Client{Transport: &http.Transport{
+// serverURL is where the client that serverClient returns finds the server.
+const serverURL = "http://dedupd"
+
+// serverClient returns a client of the server that has the state directory.
+func serverClient(state string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socketPath(state))
 		},
 		DisableKeepAlives: true,
 	}}
+}
+
+// askServer asks the server that has the state directory.
+func askServer(ctx context.Context, state, request string, v any) error {
 	method, path, _ := strings.Cut(request, " ")
-	req, err := http.NewRequestWithContext(ctx, method, "http://dedupd"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, serverURL+path, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := client.Do(req)
+	resp, err := serverClient(state).Do(req)
 	if err != nil {
 		return fmt.Errorf("ask the process that uses %s: %w", state, err)
 	}

@@ -103,7 +103,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
-		Pull:           puller,
+		Pull: puller, Import: importHandler(store, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})

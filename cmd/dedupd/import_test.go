@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/dedupd/dedupd/migrate"
+	"github.com/dedupd/dedupd/nar"
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// makeCache makes a cache in a directory with n paths, each of which refers to the one before.
+func makeCache(t *testing.T, n int) (dir string, infos []*narinfo.NarInfo) {
+	t.Helper()
+	dir = t.TempDir()
+	write := func(name string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("nix-cache-info", []byte("StoreDir: /nix/store\n"))
+	if err := os.Mkdir(filepath.Join(dir, "nar"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		var file bytes.Buffer
+		w := nar.NewWriter(&file)
+		text := fmt.Appendf(nil, "file %d\n", i)
+		w.WriteHeader(&nar.Header{Type: nar.Regular, Size: int64(len(text))})
+		w.Write(text)
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		hash := sha256.Sum256(file.Bytes())
+		path, err := narinfo.ParseBaseName(fmt.Sprintf("%032d-package-%d", i, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info := &narinfo.NarInfo{StorePath: path, URL: fmt.Sprintf("nar/%s.nar", narinfo.EncodeNix32(hash[:])), Compression: "none", NarHash: hash, NarSize: uint64(file.Len())}
+		if i > 0 {
+			info.References = []narinfo.StorePath{infos[i-1].StorePath}
+		}
+		infos = append(infos, info)
+		write(info.URL, file.Bytes())
+		write(path.HashPart()+".narinfo", info.Append(nil, "/nix/store"))
+	}
+	return dir, infos
+}
+
+// TestImport imports a part of a cache, and then the rest beside a running server.
+func TestImport(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	dir, infos := makeCache(t, 5)
+	from := "file://" + dir
+	if out, err := dedupd(t, "", "import", from, "--dry-run"); err != nil || !strings.HasPrefix(out, "5 paths: 5 to import, 0 were there\n") {
+		t.Errorf("dry run: got %q, %v", out, err)
+	}
+	if out, err := dedupd(t, "", "import", from, "--closure-of", infos[1].StorePath.Path("/nix/store")); err != nil || !strings.HasPrefix(out, "2 paths: 2 imported") {
+		t.Errorf("closure: got %q, %v", out, err)
+	}
+	p := startServer(t)
+	if err := os.Remove(filepath.Join(dir, infos[4].URL)); err != nil {
+		t.Fatal(err)
+	}
+	skipped := filepath.Join(t.TempDir(), "skipped")
+	out, err := dedupd(t, "", "import", from, "--json", "--skipped", skipped)
+	var report migrate.Report
+	if jsonErr := json.Unmarshal([]byte(out), &report); err == nil || jsonErr != nil || report.Present != 2 || report.Imported != 2 || report.Failed() != 1 {
+		t.Errorf("beside a server: got %s, %v", out, err)
+	}
+	if text, err := os.ReadFile(skipped); err != nil || !strings.HasPrefix(string(text), infos[4].StorePath.String()+"\tno NAR\t") {
+		t.Errorf("got %q, %v", text, err)
+	}
+	for _, info := range infos[:4] {
+		if got := p.get(t, "/"+info.URL); uint64(len(got)) != info.NarSize {
+			t.Errorf("%s: got %d bytes, want %d", info.URL, len(got), info.NarSize)
+		}
+		if got := p.get(t, "/"+info.StorePath.HashPart()+".narinfo"); strings.Contains(got, "Sig:") {
+			t.Errorf("an imported narinfo was signed: %s", got)
+		}
+	}
+	if out, err := dedupd(t, "", "import", from, "--paths", skipped); err == nil || !strings.Contains(out, "skipped, no NAR: 1") {
+		t.Errorf("again: got %q, %v", out, err)
+	}
+	for _, args := range [][]string{{}, {"ftp://x"}, {from, "--jobs", "0"}, {from, "--only", "["}, {from, "--trusted-key", "x"}, {from, "--paths", "absent"}, {from, "--closure-of", "x"}} {
+		if out, err := dedupd(t, "", append([]string{"import"}, args...)...); err == nil {
+			t.Errorf("import %q: got %q, want an error", args, out)
+		}
+	}
+}

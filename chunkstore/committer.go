@@ -45,10 +45,12 @@ type committer struct {
 	applier  *applier
 	open     *openPack
 	oldest   time.Time  // of the first commit in the open pack
+	sealBy   time.Time  // when somebody waits for the open pack; see hurry
 	spoiled  bool       // the open pack has damage; it takes nothing more, since one pack has a chunk once
 	pending  []*request // in the open pack's unwritten entries
 	sealing  []*request // to be answered once the open pack is sealed
 	broken   error
+	stuck    chan struct{} // closed when broken
 
 	// For everybody to see: broken, and what the open pack holds.
 	refusal atomic.Pointer[error]
@@ -84,7 +86,11 @@ func (c *committer) run(ctx context.Context, log *slog.Logger) error {
 	for {
 		var sealAt <-chan time.Time
 		if c.open != nil && !c.oldest.IsZero() {
-			timer.Reset(time.Until(c.oldest.Add(c.store.opts.FlushInterval)))
+			at := c.oldest.Add(c.store.opts.FlushInterval)
+			if !c.sealBy.IsZero() && c.sealBy.Before(at) {
+				at = c.sealBy
+			}
+			timer.Reset(time.Until(at))
 			sealAt = timer.C
 		}
 		select {
@@ -151,11 +157,15 @@ func (c *committer) fail(err error) {
 		if c.oldest = (time.Time{}); len(c.open.entries) > 0 {
 			c.oldest = time.Now() // seal it later
 		}
+		if !c.sealBy.IsZero() {
+			c.sealBy = time.Now().Add(hurry)
+		}
 	}
 	if errors.Is(err, errUnknown) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
 		c.broken = err
 		c.refusal.Store(&err)
+		close(c.stuck)
 	}
 	for _, r := range append(c.pending, c.sealing...) {
 		r.done <- err
@@ -336,7 +346,7 @@ func (c *committer) begin(ctx context.Context) error {
 		p.discard()
 		return err
 	}
-	c.open, c.oldest = p, time.Time{}
+	c.open, c.oldest, c.sealBy = p, time.Time{}, time.Time{}
 	c.store.packs.addLocal(p.number, p.reader)
 	return nil
 }

@@ -241,7 +241,7 @@ func (s *Store) makeCodecs() error {
 }
 
 func (s *Store) start() {
-	s.commits = &committer{store: s, requests: make(chan *request), applier: newApplier(s.ix, s.repo.StoreDir)}
+	s.commits = &committer{store: s, requests: make(chan *request), stuck: make(chan struct{}), applier: newApplier(s.ix, s.repo.StoreDir)}
 	s.committing.Go(func() error { return s.commits.run(context.Background(), s.log) })
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stopUpload = cancel

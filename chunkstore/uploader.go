@@ -269,15 +269,6 @@ func (u *uploader) wait(ctx context.Context) error {
 	}
 }
 
-// has says whether the bucket has every pack up to the one of this process with a
-// sequence; if not, it may after change.
-func (u *uploader) has(sequence uint64) (ok bool, change <-chan struct{}) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	missing := slices.ContainsFunc(u.waiting, func(p *sealedPack) bool { return u.spool.sequence(p.name) <= sequence })
-	return u.last >= sequence && !missing, u.change
-}
-
 // drain uploads what waits, until one pack fails. It is called when run has returned.
 func (u *uploader) drain(ctx context.Context) {
 	defer close(u.stopped)

@@ -76,6 +76,10 @@ type Config struct {
 	NarInfoCache, ListingCache int64
 	// NarInfoMaxAge is how long caches on the way may keep a narinfo; default 60 s.
 	NarInfoMaxAge time.Duration
+	// AckTimeout is how long a PUT of a narinfo, a log or a realisation waits for the bucket
+	// to have it, and all that it relies on, before it is refused. What was taken in stays.
+	// Zero answers as soon as it is on the disk.
+	AckTimeout time.Duration
 	// Pull gets from upstreams what the store lacks, for whoever may read; nil for nothing.
 	Pull *pull.Puller
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
@@ -251,7 +255,11 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 		ctx, cancel := untilCutOff(r.Context())
 		defer cancel()
 		r = r.WithContext(ctx)
-		if err := g.put(w, r, res); err != nil {
+		err := g.put(w, r, res)
+		if err == nil && res.kind.promised() {
+			err = g.waitForBucket(ctx)
+		}
+		if err != nil {
 			return fmt.Errorf("PUT %s: %w", res.name, err)
 		}
 		// Never 202, which Nix takes for an error.

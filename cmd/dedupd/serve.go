@@ -99,10 +99,14 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	pages := site.New(site.Config{
 		Store: store, State: s.State, URL: s.PublicURL, Keys: publicTexts(keys, s.VerifyKeys), Private: !s.PublicRead, Memory: int64(s.Memory) / 32, Log: log,
 	})
+	ackTimeout := time.Duration(0)
+	if s.Ack == "bucket" {
+		ackTimeout = time.Duration(s.AckTimeout)
+	}
 	g := gateway.New(store, gateway.Config{
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
-		MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
+		AckTimeout: ackTimeout, MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
 		Pull: puller, Import: importHandler(store, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,

@@ -54,6 +54,8 @@ type Settings struct {
 
 	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
 	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
+	Ack             string   `toml:"ack" values:"spool bucket" help:"where a path must be before its upload is acknowledged: spool, on this server's disk, or bucket"`
+	AckTimeout      Duration `toml:"ack-timeout" help:"time that an upload waits for the bucket, with ack = bucket, before it is refused; clients of Nix wait for 5m"`
 	ParallelPuts    int      `toml:"parallel-puts" help:"packs that are sent to the bucket at a time"`
 	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
 	ScrubRate       Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
@@ -87,7 +89,7 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
-		PackSize:      32 << 20, FlushInterval: Duration(30e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
+		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
 		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
@@ -139,6 +141,8 @@ func (s *Settings) validate() error {
 	need(s.NarInfoMaxAge >= Duration(1e9), "narinfo-max-age is below 1s")
 	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
 	need(s.FlushInterval > 0, "flush-interval is not above 0")
+	need(s.Ack == "spool" || s.Ack == "bucket", "ack is %q, not spool or bucket", s.Ack)
+	need(s.AckTimeout > 0, "ack-timeout is not above 0")
 	need(s.ParallelPuts >= 1 && s.ParallelPuts <= 64, "parallel-puts is %d, not 1 to 64", s.ParallelPuts)
 	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)
 	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)

@@ -73,6 +73,8 @@ mass-query = false
 narinfo-max-age = "5m"
 pack-size = 1048576
 flush-interval = "1s"
+ack = "bucket"
+ack-timeout = "1s"
 parallel-puts = 2
 memory = "1GiB"
 scrub-rate = 0
@@ -118,7 +120,7 @@ sign = true
 		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
 		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
 		TrustedKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
-		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, MaxFile: 1 << 20,
+		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
 		MaxPulls: 4, PullCache: 6 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,7 +147,10 @@ func buildServer(ctx context.Context, dir string) (string, error) {
 }
 
 // A repository is where a dedupd keeps its data: bucket, state and log of one name.
-type repository struct{ bucket, state, home, log string }
+type repository struct {
+	bucket, state, home, log string
+	url                      string // of the bucket, if that is not the directory
+}
 
 func (b *bench) repository(name string) repository {
 	dir := filepath.Join(b.work, name)
@@ -177,7 +181,7 @@ func (b *bench) serveRepository(ctx context.Context, r repository, splitter stri
 func (b *bench) command(ctx context.Context, r repository, args ...string) *exec.Cmd {
 	line := append(slices.Clone(b.launcher), b.dedupd)
 	line = append(line, args...)
-	line = append(line, "--bucket", "file://"+r.bucket, "--state", r.state)
+	line = append(line, "--bucket", cmp.Or(r.url, "file://"+r.bucket), "--state", r.state)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	// Settings in the environment are the operator's, not the benchmark's.
 	environ := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DEDUPD_") })

@@ -51,6 +51,7 @@ var benchmarks = []struct {
 	run        func(context.Context, *bench) ([]row, error)
 }{
 	{"stored", "bytes and objects in the bucket, four generations, against .nar.xz", stored},
+	{"puts", "requests to MinIO for each store path, uploading the corpus", puts},
 	{"ingest-known", "CPU of ingesting NARs that are stored, against sha256sum", ingestKnown},
 	{"ingest-new", "CPU of ingesting new NARs, against sha256sum + zstd -3", ingestNew},
 	{"serve", "serving .nar.zst from the page cache, against nginx", serve},

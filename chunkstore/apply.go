@@ -20,6 +20,7 @@ type applier struct {
 	rows     map[rowKey][]byte
 	chunks   map[packfile.ID]index.Location
 	spoiled  map[packfile.Name]bool // packs with damage, nil if not known; see findSpoiled
+	damages  int                    // records of damage that were applied
 }
 
 type rowKey struct {

@@ -241,6 +241,7 @@ func (c *checker) checkBucket(ctx context.Context) error {
 		case info.Key == repositoryKey:
 		case !isPack || err != nil:
 			c.problem("the bucket holds %s, which is not dedupd's", info.Key)
+		case c.store.follower != nil: // it may have come just now
 		case !c.packs[name] && !c.known.packs[name] && name.Writer != c.store.spool.writer:
 			c.problem("the bucket holds pack %s, which the index does not know", name)
 		}

@@ -59,6 +59,7 @@ func (a *applier) damage(ctx context.Context, id commitID, body []byte) error {
 	if a.spoiled != nil {
 		a.spoiled[d.pack] = true
 	}
+	a.damages++
 	number, err := a.ix.PackNumber(ctx, d.pack.String())
 	if err != nil {
 		return err
@@ -147,6 +148,12 @@ func (s *Store) noteDamage(ctx context.Context, p *plan, cause error) {
 	found, err := s.findDamage(ctx, p)
 	if err == nil && len(found) == 0 {
 		s.log.Warn("a chunk could not be read, and the second time it could", "object", hashText(p.hash), "err", cause)
+		return
+	}
+	if err == nil && s.follower != nil {
+		s.counts.damaged.Add(int64(len(found)))
+		s.log.Error("chunks are damaged; what needs them is cut short until the writer has found that, too, and it is uploaded again",
+			"object", hashText(p.hash), "chunks", len(found), "pack", found[0].pack, "offset", found[0].offset, "err", cause)
 		return
 	}
 	if err == nil {

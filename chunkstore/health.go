@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/dedupd/dedupd/bucket"
 )
@@ -34,7 +35,10 @@ func (s *Store) Health(ctx context.Context) Health {
 	} else if err != nil {
 		h.Read = append(h.Read, fmt.Errorf("the bucket cannot be reached: %w", err))
 	}
-	for _, err := range []error{ix.Err, ix.WriteErr, s.commits.refused(), s.uploads.obstacle()} {
+	if f := s.Following(); f != nil && f.Err != "" {
+		h.Read = append(h.Read, fmt.Errorf("the bucket was last seen %v ago: %s", time.Since(f.Looked).Round(time.Second), f.Err))
+	}
+	for _, err := range []error{s.Writable(), ix.Err, ix.WriteErr, s.commits.refused(), s.uploads.obstacle()} {
 		if err != nil {
 			h.Write = append(h.Write, err)
 		}

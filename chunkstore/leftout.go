@@ -41,7 +41,8 @@ func (s *Store) applyLeftOut(ctx context.Context) error {
 	}
 	have := func(name packfile.Name) bool { return !missed[name] || known.packs[name] }
 	r := &recovery{
-		Store: s, applier: newApplier(s.ix, s.repo.StoreDir), missed: map[packfile.Name]bool{}, partial: map[packfile.Name]bool{},
+		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
+		missed: map[packfile.Name]bool{}, partial: map[packfile.Name]bool{}, whole: map[packfile.Name]bool{},
 	}
 	names := slices.Collect(maps.Keys(partial))
 	sortNames(names)

@@ -113,8 +113,13 @@ func (a *admission) end() {
 }
 
 // Obstacle says why a NAR would have to wait now before it is taken in, nil if it would
-// not. The error wraps ErrNoSpace if the disk is full.
-func (s *Store) Obstacle() error { return s.uploads.obstacle() }
+// not, or why none is. The error wraps ErrNoSpace if the disk is full.
+func (s *Store) Obstacle() error {
+	if err := s.Writable(); err != nil {
+		return err
+	}
+	return s.uploads.obstacle()
+}
 
 // obstacle says what waitForSpool or waitForDisk would wait for, nil for nothing.
 func (a *admission) obstacle() error {

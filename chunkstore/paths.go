@@ -18,6 +18,9 @@ import (
 //
 // When PutNarInfo returns nil the commit is on disk and visible.
 func (s *Store) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
+	if err := s.Writable(); err != nil {
+		return err
+	}
 	r := &request{relies: map[packfile.Name]struct{}{}}
 	damages := s.damages.Load()
 	p, err := s.plan(ctx, info.NarHash)
@@ -115,6 +118,10 @@ func hasSigs(info *narinfo.NarInfo, sigs []narinfo.Signature) bool {
 // the first whose NAR is whole. The error wraps ErrNotFound if there is none.
 func (s *Store) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
 	row, err := s.ix.Get(ctx, index.Paths, []byte(hashPart))
+	if errors.Is(err, index.ErrNotFound) && s.follower != nil {
+		s.follower.refresh(ctx)
+		row, err = s.ix.Get(ctx, index.Paths, []byte(hashPart))
+	}
 	if errors.Is(err, index.ErrNotFound) {
 		return nil, fmt.Errorf("path %s: %w", hashPart, ErrNotFound)
 	} else if err != nil {

@@ -3,9 +3,9 @@ package chunkstore
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dedupd/dedupd/bucket"
@@ -25,6 +25,7 @@ type recovery struct {
 	sealed  []*sealedPack           // those in the spool
 	aside   map[packfile.Name]bool  // packs of which damaged files are aside in the spool
 	bad     map[packfile.Name]error // packs in the bucket that cannot be read, and why
+	whole   map[packfile.Name]bool  // packs that are applied with all their commits
 
 	progress RebuildProgress // of applying packs to the index
 	omitted  int             // commits that rely on packs that are missing
@@ -37,9 +38,14 @@ func (s *Store) recover(ctx context.Context) error {
 		Store: s, applier: newApplier(s.ix, s.repo.StoreDir),
 		bucket: map[packfile.Name]int64{}, spooled: map[packfile.Name]bool{}, bad: map[packfile.Name]error{},
 		aside: map[packfile.Name]bool{}, missed: map[packfile.Name]bool{}, partial: map[packfile.Name]bool{},
+		whole:  map[packfile.Name]bool{},
 		report: RecoveryReport{Aside: []string{}, BadPacks: []string{}},
 	}
-	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, r.readSpool, r.applyAll, r.applyRest, r.checkPacks, r.reportBad} {
+	readSpool := r.readSpool
+	if s.opts.Follow {
+		readSpool = r.refuseSpool
+	}
+	for _, step := range []func(context.Context) error{r.readIndex, r.listBucket, readSpool, r.applyAll, r.applyRest, r.checkPacks, r.reportBad} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -58,24 +64,34 @@ func (s *Store) recover(ctx context.Context) error {
 	r.report.Applied, r.report.Omitted, r.report.IndexAnew = r.progress.Packs, r.omitted, rebuilt
 	r.report.Elapsed = time.Since(begun)
 	r.report.log(s.log)
+	if s.opts.Follow {
+		s.follower = newFollower(r)
+	}
 	s.recovered, s.leftOut = r.report, leftOut{missed: r.missed, partial: r.partial}
 	return nil
 }
 
 func (r *recovery) readIndex(ctx context.Context) (err error) {
 	r.marks, err = r.ix.Marks(ctx)
+	for text := range r.marks {
+		name, err := packfile.ParseName(text)
+		if err != nil {
+			return fmt.Errorf("mark of the index: %w", err)
+		}
+		r.whole[name] = true
+	}
 	return err
 }
 
 func (r *recovery) listBucket(ctx context.Context) error {
 	return r.opts.Bucket.List(ctx, packPrefix, "", func(info bucket.Info) error {
-		text, ok := strings.CutSuffix(strings.TrimPrefix(info.Key, packPrefix), ".pack")
-		name, err := packfile.ParseName(text)
-		if err != nil || !ok {
+		name, ok := packOfKey(info.Key)
+		if !ok {
 			r.log.Warn("bucket holds an object that is no pack", "key", info.Key)
 			return nil
 		}
 		r.bucket[name] = info.Size
+		r.spool.follow(name.Writer)
 		return nil
 	})
 }
@@ -140,7 +156,11 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack, have func(pac
 				complete = false
 				r.missed[other], r.partial[pack.Name] = true, true
 				r.omitted++
-				r.log.Error("a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", other)
+				level := slog.LevelError
+				if r.opts.Follow {
+					level = slog.LevelDebug // it is on its way
+				}
+				r.log.Log(ctx, level, "a commit relies on a pack that is missing; it is left out", "pack", pack.Name, "commit", n, "missing", other)
 				return nil
 			}
 		}
@@ -152,10 +172,23 @@ func (r *recovery) apply(ctx context.Context, pack *packfile.Pack, have func(pac
 	if complete {
 		r.applier.batch.Mark(pack.Name.String(), uint64(pack.Entries))
 	}
-	return r.applier.flush(ctx)
+	if err := r.applier.flush(ctx); err != nil {
+		return err
+	}
+	r.whole[pack.Name] = complete
+	return nil
 }
 
+// have says whether a pack is there for commits that rely on it. A follower shows what it
+// applies at once: to it a pack is there when it is applied.
 func (r *recovery) have(name packfile.Name) bool {
+	if r.opts.Follow {
+		return r.whole[name] || r.lost[name]
+	}
+	return r.inStore(name)
+}
+
+func (r *recovery) inStore(name packfile.Name) bool {
 	_, inBucket := r.bucket[name]
 	return inBucket && r.bad[name] == nil || r.spooled[name] || r.lost[name]
 }
@@ -205,7 +238,7 @@ func (r *recovery) checkPacks(ctx context.Context) error {
 		return err
 	}
 	r.log.Error("packs are missing", "packs", missing)
-	if r.opts.AllowMissingPacks {
+	if r.opts.AllowMissingPacks || r.opts.Follow {
 		return nil
 	}
 	return fmt.Errorf("%d packs that the index names are neither in the spool nor in %s, the first is %s: is this the right bucket for this state directory? If they are lost, check --repair does without them",
@@ -220,7 +253,7 @@ func (r *recovery) missing() (missing []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("mark of the index: %w", err)
 		}
-		if !r.have(name) {
+		if !r.inStore(name) {
 			missing = append(missing, text)
 		}
 	}

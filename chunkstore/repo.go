@@ -113,7 +113,7 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 	}
 	have, err := readRepository(ctx, b)
 	if errors.Is(err, bucket.ErrNotFound) && !create {
-		return Repository{}, fmt.Errorf("there is no repository in %s, and the state directory belongs to one: is this the right bucket?", b)
+		return Repository{}, fmt.Errorf("there is no repository in %s to follow, or that the state directory belongs to: is this the right bucket?", b)
 	}
 	if errors.Is(err, bucket.ErrNotFound) {
 		var id [16]byte

@@ -56,6 +56,15 @@ func newSpool(dir string) (*spool, error) {
 	return s, nil
 }
 
+// follow makes the packs of this process sort behind those of an earlier writer, whatever
+// the clocks of their machines say. It is called before the first of them has a name.
+func (s *spool) follow(writer [10]byte) {
+	if slices.Compare(s.writer[:6], writer[:6]) <= 0 {
+		random := binary.BigEndian.Uint16(s.writer[6:])
+		binary.BigEndian.PutUint64(s.writer[:], (binary.BigEndian.Uint64(writer[:])>>16+1)<<16|uint64(random))
+	}
+}
+
 func (s *spool) path(name packfile.Name, suffix string) string {
 	return filepath.Join(s.dir, filepath.FromSlash(name.String())+suffix)
 }
@@ -269,5 +278,7 @@ func syncDir(dir string) error {
 }
 
 func sortNames(names []packfile.Name) {
-	slices.SortFunc(names, func(a, b packfile.Name) int { return slices.Compare(a.Append(nil), b.Append(nil)) })
+	slices.SortFunc(names, comparePacks)
 }
+
+func comparePacks(a, b packfile.Name) int { return slices.Compare(a.Append(nil), b.Append(nil)) }

@@ -61,6 +61,8 @@ type Stats struct {
 	Recovered RecoveryReport `json:"recovered"`
 	// Scrub is what scrubbing does and found last.
 	Scrub *ScrubStatus `json:"scrub"`
+	// Following says how far behind a follower is; nil for a writer.
+	Following *FollowStatus `json:"following,omitempty"`
 
 	// Ratios of the numbers above; 0 where there is nothing to divide by.
 	DedupRatio      float64 `json:"dedup_ratio"`       // path bytes to chunk bytes
@@ -107,7 +109,7 @@ func (s *Store) Stats(ctx context.Context) (*Stats, error) {
 	if st.Scrub, err = s.scrubStatus(ctx, snap); err != nil {
 		return nil, err
 	}
-	st.Recovered = s.recovered
+	st.Recovered, st.Following = s.recovered, s.Following()
 	st.Requests = s.Requests()
 	ix := s.ix.Stats()
 	st.IndexBytes, st.FilterBytes = ix.Disk, ix.Filter
@@ -294,6 +296,9 @@ func (st *Stats) WriteText(w io.Writer) error {
 		st.Requests.writeRows(row, st)
 	}
 	st.Recovered.writeRows(row)
+	if st.Following != nil {
+		st.Following.writeRows(row)
+	}
 	if st.Scrub != nil {
 		st.Scrub.writeRows(row)
 	}

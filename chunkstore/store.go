@@ -31,6 +31,9 @@ var ErrNotFound = errors.New("not found")
 // ErrClosed is returned by commits after Close.
 var ErrClosed = errors.New("store is closed")
 
+// ErrReadOnly is wrapped by all that would change a store that only follows others.
+var ErrReadOnly = errors.New("this server only reads")
+
 // Options are the settings of a store. Zero values mean the defaults.
 type Options struct {
 	// State is the directory of the spool and the index. It belongs to one process.
@@ -75,6 +78,16 @@ type Options struct {
 	// OnLookup, if it is not nil, is told how long each look-up in the index has taken. It
 	// is called concurrently.
 	OnLookup func(time.Duration)
+	// Follow opens a store that never writes to the bucket. What others add to it is seen
+	// within FollowInterval and the time that they take to seal and upload a pack.
+	Follow bool
+	// FollowInterval is how often a follower looks into the bucket; default 10 s. Who asks
+	// for a path that it does not know has it look sooner, after a tenth of that.
+	FollowInterval time.Duration
+	// FollowGap is how long a follower waits for a pack that was overtaken by later ones of
+	// its writer, and for the last packs of a writer that has a successor; default 10 min.
+	// What comes later than that is found by the list of all packs that it makes every hour.
+	FollowGap time.Duration
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 
@@ -110,14 +123,20 @@ func (o *Options) setDefaults() {
 	if o.RetryInterval == 0 {
 		o.RetryInterval = time.Second
 	}
+	if o.FollowInterval == 0 {
+		o.FollowInterval = 10 * time.Second
+	}
+	if o.FollowGap == 0 {
+		o.FollowGap = 10 * time.Minute
+	}
 	o.Limits.setDefaults()
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 }
 
-// A Store is a repository that is open for reading and writing. Its methods may be
-// called concurrently.
+// A Store is a repository that is open for reading, and, unless it is a follower, for
+// writing. Its methods may be called concurrently.
 type Store struct {
 	opts Options
 	repo Repository
@@ -144,6 +163,7 @@ type Store struct {
 	rebuilt   RebuildReport  // what Open has done to the index
 	recovered RecoveryReport // what Open has found and done
 	leftOut   leftOut
+	follower  *follower            // nil for a writer
 	damages   atomic.Uint64        // how often this process has found chunks damaged
 	marked    atomic.Uint64        // the same, counted when everybody sees it
 	wasIntact atomic.Pointer[bool] // what intact has found; nil before it has looked
@@ -155,12 +175,13 @@ type Store struct {
 
 	committing errgroup.Group
 	uploading  errgroup.Group
-	stopUpload context.CancelFunc
+	stopUpload context.CancelFunc // and following
 }
 
 // Open opens the repository in opts.Bucket, or creates it, and takes the state directory
 // for this process. What an earlier process left in the spool is recovered, and an index
-// that is damaged is rebuilt.
+// that is damaged is rebuilt. A follower creates nothing, and is refused a state directory
+// with a spool that is not in the bucket.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	opts.setDefaults()
 	s, err := open(ctx, opts)
@@ -200,7 +221,7 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	// Where the state is somebody's a bucket without a repository is the wrong one, or a
 	// disk that is not mounted.
-	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh && owner.ID == ""); err != nil {
+	if s.repo, err = openRepository(ctx, opts.Bucket, opts.Repository, fresh && owner.ID == "" && !opts.Follow); err != nil {
 		return nil, err
 	}
 	if err := s.repo.claimState(opts.State, owner); err != nil {
@@ -253,6 +274,12 @@ func (s *Store) start() {
 		s.ledger.run(ctx)
 		return nil
 	})
+	if s.follower != nil {
+		s.uploading.Go(func() error {
+			s.follower.run(ctx)
+			return nil
+		})
+	}
 }
 
 // commit submits r unless the store is closed.
@@ -261,6 +288,9 @@ func (s *Store) commit(ctx context.Context, r *request) error {
 	defer s.open.RUnlock()
 	if s.closed {
 		return ErrClosed
+	}
+	if s.follower != nil && r.records != nil {
+		return ErrReadOnly
 	}
 	if r.relies == nil {
 		r.relies = map[packfile.Name]struct{}{}

@@ -26,10 +26,13 @@ var ErrConflict = errors.New("exists already with other contents")
 //
 // Before it reads the first byte it waits until the Limits allow that.
 //
-// Errors wrap ErrBadUpload, ErrConflict, ErrTooLarge, ErrNoSpace, or what accept
+// Errors wrap ErrBadUpload, ErrConflict, ErrTooLarge, ErrNoSpace, ErrReadOnly, or what accept
 // returned; what is wrong with the compression wraps an error of package compression as
 // well.
 func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept func(*File) error) (*File, error) {
+	if err := s.Writable(); err != nil {
+		return nil, err
+	}
 	end, err := s.uploads.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -132,6 +135,9 @@ func (u *upload) Read(p []byte) (int, error) {
 // PutFile stores the bytes of r under name: in the name's record if they are few, else
 // in chunks. Its promise and its errors are those of PutNAR.
 func (s *Store) PutFile(ctx context.Context, name string, r io.Reader) (*File, error) {
+	if err := s.Writable(); err != nil {
+		return nil, err
+	}
 	head, err := io.ReadAll(io.LimitReader(r, maxInline+1))
 	if err != nil {
 		return nil, err

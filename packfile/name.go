@@ -12,8 +12,9 @@ import (
 // number, so that a name is never used twice whatever happens to a writer's memory.
 // The zero Name means none.
 //
-// A writer's ID is made anew at every process start. Its first six bytes are the
-// start time in milliseconds, so that names sort roughly by age; nothing relies on that.
+// A writer's ID is made anew at every process start. Its first six bytes are the start
+// time in milliseconds, or that of the newest writer in the bucket and one more if the
+// clock is behind that, so that names mostly sort by age; followers find them sooner so.
 type Name struct {
 	Writer [10]byte
 	Seq    uint64 // below 1<<40, which is what the text has room for

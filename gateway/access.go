@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -36,16 +37,20 @@ func (g *Gateway) authorize(w *response, r *http.Request, res resource) error {
 		w.who = who
 		return nil
 	}
-	if r.ContentLength != 0 && r.ProtoMajor == 1 {
-		// The body that follows is not read, not even to throw it away.
-		w.Header().Set("Connection", "close")
-	}
+	refuseBody(w, r)
 	if errors.Is(err, access.ErrCredentials) {
 		// Up to 2.34 Nix treats this as 403, and so as absent. Later it is an error.
 		w.Header().Set("Www-Authenticate", `Basic realm="dedupd"`)
 		return refuse(http.StatusUnauthorized, "%w", err)
 	}
 	return refuse(http.StatusForbidden, "%w", err)
+}
+
+// refuseBody has the body that follows not read, not even to throw it away.
+func refuseBody(w *response, r *http.Request) {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // covers says whether the patterns of who, if there are any, fit the path with a hash part.
@@ -86,9 +91,17 @@ func (g *Gateway) visible(ctx context.Context, w *response, res resource) error 
 	return err
 }
 
-// writable returns nil if there are no patterns for what w may be about, or res fits one,
-// or what is uploaded will say so.
-func writable(w *response, res resource) error {
+// writable returns nil if the store takes uploads, and there are no patterns for what w may
+// be about, or res fits one, or what is uploaded will say so.
+func (g *Gateway) writable(w *response, r *http.Request, res resource) error {
+	if err := g.store.Writable(); err != nil {
+		w.Header().Set("Allow", "GET, HEAD")
+		refuseBody(w, r)
+		if g.cfg.WriterURL != "" {
+			err = fmt.Errorf("%w; upload to %s", err, g.cfg.WriterURL)
+		}
+		return refuse(http.StatusMethodNotAllowed, "%w", err)
+	}
 	switch res.kind {
 	case kindLog, kindRealisation, kindDebugInfo:
 		if !w.who.Covers(res.storeName()) {

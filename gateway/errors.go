@@ -96,6 +96,8 @@ func statusOf(err error, method string) int {
 		return http.StatusUnsupportedMediaType
 	case errors.Is(err, chunkstore.ErrConflict):
 		return http.StatusConflict
+	case errors.Is(err, chunkstore.ErrReadOnly):
+		return http.StatusMethodNotAllowed
 	case errors.Is(err, chunkstore.ErrBadUpload), errors.Is(err, narinfo.ErrCorrupt) && put, errors.Is(err, io.ErrUnexpectedEOF) && put:
 		return http.StatusBadRequest
 	case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt) && !put:

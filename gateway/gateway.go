@@ -80,6 +80,9 @@ type Config struct {
 	// to have it, and all that it relies on, before it is refused. What was taken in stays.
 	// Zero answers as soon as it is on the disk.
 	AckTimeout time.Duration
+	// WriterURL is where clients are told to upload whom a store that only reads refuses;
+	// "" for nowhere.
+	WriterURL string
 	// Pull gets from upstreams what the store lacks, for whoever may read; nil for nothing.
 	Pull *pull.Puller
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
@@ -247,7 +250,7 @@ func (g *Gateway) handle(w *response, r *http.Request) error {
 	case http.MethodPost:
 		return g.postMissing(w, r)
 	case http.MethodPut:
-		if err := writable(w, res); err != nil {
+		if err := g.writable(w, r, res); err != nil {
 			return err
 		}
 		// net/http cancels the context when the client ends its side. What is wrong then

@@ -63,6 +63,23 @@ var storeNumbers = []number[storeNumber]{
 
 var indexRows = prometheus.NewDesc("dedupd_index_rows", "Rows in the index's file.", []string{"table"}, nil)
 
+type followNumber = *chunkstore.FollowStatus
+
+// followNumbers are those of a follower.
+var followNumbers = []number[followNumber]{
+	gauge("dedupd_follow_lag_seconds", "Age of the last look into the bucket that succeeded.", func(s followNumber) float64 { return time.Since(s.Looked).Seconds() }),
+	gauge("dedupd_follow_waiting_packs", "Packs of which commits rely on packs that are not there yet, or that cannot be read.", func(s followNumber) float64 { return float64(s.Waiting) }),
+	gauge("dedupd_follow_waiting_oldest_seconds", "Age of the first of these; 0 if there is none.", func(s followNumber) float64 {
+		if s.OldestWaiting.IsZero() {
+			return 0
+		}
+		return time.Since(s.OldestWaiting).Seconds()
+	}),
+	counter("dedupd_follow_looks_total", "Looks into the bucket.", func(s followNumber) float64 { return float64(s.Looks) }),
+	counter("dedupd_follow_failed_looks_total", "Looks that failed.", func(s followNumber) float64 { return float64(s.Failed) }),
+	counter("dedupd_follow_applied_packs_total", "Packs that were applied.", func(s followNumber) float64 { return float64(s.Applied) }),
+}
+
 type scrubNumber = *chunkstore.ScrubRound
 
 // scrubNumbers are those of the last round of scrubbing that was finished, or of one
@@ -85,6 +102,9 @@ func (s *storeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, n := range scrubNumbers {
 		ch <- n.desc
 	}
+	for _, n := range followNumbers {
+		ch <- n.desc
+	}
 	ch <- indexRows
 }
 
@@ -95,6 +115,11 @@ func (s *storeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for t := index.Chunks; t <= index.Meta; t++ {
 		ch <- prometheus.MustNewConstMetric(indexRows, prometheus.GaugeValue, float64(c.Index.Rows[t]), t.String())
+	}
+	if st := s.store.Following(); st != nil {
+		for _, n := range followNumbers {
+			ch <- prometheus.MustNewConstMetric(n.desc, n.typ, n.of(st))
+		}
 	}
 	status, err := s.store.ScrubStatus(context.Background())
 	if err != nil || status.Last == nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,7 +55,11 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		// The limit is for what Go knows of. The rest is mapped files and stacks of threads.
 		debug.SetMemoryLimit(int64(s.Memory) / 5 * 4)
 	}
-	keys, err := readKeys(s.KeyFiles, true)
+	files := s.KeyFiles
+	if s.Follow && slices.Equal(files, defaultSettings().KeyFiles) {
+		files = nil // the writer has signed what is served
+	}
+	keys, err := readKeys(files, true)
 	if err != nil {
 		return err
 	}
@@ -74,6 +79,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	counts := metrics.New(version())
 	store, err := s.openStore(ctx, log, func(o *chunkstore.Options) {
 		o.Bucket, o.OnLookup = counts.Bucket(o.Bucket), counts.Lookup
+		o.Follow, o.FollowInterval = s.Follow, time.Duration(s.FollowInterval)
 	})
 	if err != nil {
 		return err
@@ -107,7 +113,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		AckTimeout: ackTimeout, MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
-		Pull: puller, Import: importHandler(store, log),
+		WriterURL: s.WriterURL, Pull: puller, Import: importHandler(store, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})
@@ -119,7 +125,7 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	} else {
 		group.Go(func() error { return g.ServeAdmin(ctx, admin) })
 	}
-	if s.ScrubRate > 0 {
+	if s.ScrubRate > 0 && !s.Follow { // the writer does, who can write down what it finds
 		group.Go(func() error { return scrub(ctx, store, int64(s.ScrubRate), log) })
 	}
 	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
@@ -212,6 +218,9 @@ func (s *Settings) advise(w io.Writer, listeners []net.Listener, keys []narinfo.
 	}
 	if !s.PublicRead {
 		fmt.Fprintf(w, "\nand to the netrc-file that it names what this prints:\n\n  dedupd token create --rights read --name <name>\n")
+	}
+	if s.Follow {
+		return
 	}
 	if !s.LoopbackWrite || !s.PublicRead {
 		fmt.Fprintf(w, "\nTo fill it, with a token that may read and write:\n\n  nix copy --to %s <store path>\n\n", url)

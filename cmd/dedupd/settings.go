@@ -27,9 +27,13 @@ import (
 // with DEDUPD_ before it and underscores for dashes. Flags go before variables, those
 // before the file, and that before the defaults. Lists of tables are in the file only.
 type Settings struct {
-	Bucket string `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory or s3://name/prefix"`
-	State  string `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
-	Listen List   `toml:"listen" help:"addresses to serve on: host:port, unix:/path, unix:/path?mode=0660, or systemd for the sockets that it passes"`
+	Bucket         string   `toml:"bucket" help:"URL of the bucket, which holds everything: file:///directory or s3://name/prefix"`
+	State          string   `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
+	Follow         bool     `toml:"follow" help:"only read: serve what another server writes to the same bucket"`
+	FollowInterval Duration `toml:"follow-interval" help:"how often to look for what was written, with follow; a path that is missed is looked for after a tenth of that"`
+	WriterURL      string   `toml:"writer-url" help:"where clients are told to upload, with follow"`
+
+	Listen List `toml:"listen" help:"addresses to serve on: host:port, unix:/path, unix:/path?mode=0660, or systemd for the sockets that it passes"`
 
 	TLSCert      string        `toml:"tls-cert" help:"file with the certificate, and those between it and the root, in PEM; encrypts all that is not a Unix socket; read again when it changes"`
 	TLSKey       string        `toml:"tls-key" help:"file with the key of the certificate, in PEM"`
@@ -90,7 +94,8 @@ func defaultSettings() *Settings {
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
 		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
-		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
+		FollowInterval: Duration(10e9),
+		MaxNAR:         64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
 		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
@@ -124,6 +129,8 @@ func (s *Settings) validate() error {
 	}
 	need(s.Bucket != "", "bucket is not set, and there is no home directory for the default")
 	need(s.State != "", "state is not set, and there is no home directory for the default")
+	need(s.FollowInterval >= Duration(1e8), "follow-interval is below 100ms")
+	need(s.WriterURL == "" || isURL(s.WriterURL), "writer-url is %q, not http://… or https://…", s.WriterURL)
 	need(len(s.Listen) > 0, "listen is empty")
 	for _, addr := range s.Listen {
 		_, _, err := socketAddr(addr)
@@ -159,14 +166,18 @@ func (s *Settings) validate() error {
 		}
 	}
 	need(s.MaxPulls > 0, "max-pulls is %d, not above 0", s.MaxPulls)
-	if u, err := url.Parse(s.PublicURL); s.PublicURL != "" {
-		need(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "public-url is %q, not http://… or https://…", s.PublicURL)
-	}
+	need(s.PublicURL == "" || isURL(s.PublicURL), "public-url is %q, not http://… or https://…", s.PublicURL)
 	_, err := s.priceTable()
 	need(err == nil, "prices or provider: %w", err)
 	need(s.MetricsRight == access.Read || s.MetricsRight == access.Admin, "metrics-right is %v, not read or admin", s.MetricsRight)
 	need(s.LogFormat == "text" || s.LogFormat == "json", "log-format is %q, not text or json", s.LogFormat)
 	return errors.Join(errs...)
+}
+
+// isURL says whether clients can be sent to an address.
+func isURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 // A field is one of the Settings.

@@ -55,6 +55,9 @@ func TestPrecedence(t *testing.T) {
 	file := `
 bucket = "file:///toml"
 state = "/toml"
+follow = true
+follow-interval = "3s"
+writer-url = "https://writer.example"
 listen = ["127.0.0.1:1", "[::1]:1"]
 tls-cert = "/cert"
 tls-key = "/key"
@@ -116,7 +119,8 @@ sign = true
 `
 	no := false
 	want := &Settings{
-		Bucket: "file:///toml", State: "/toml", Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
+		Bucket: "file:///toml", State: "/toml", Follow: true, FollowInterval: Duration(3 * time.Second), WriterURL: "https://writer.example",
+		Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
 		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
 		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
 		TrustedKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},

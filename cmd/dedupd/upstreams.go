@@ -131,7 +131,7 @@ func (s *Settings) openPuller(ctx context.Context, store *chunkstore.Store, keys
 			return nil, fmt.Errorf("upstream %s: %w", u.name(), err)
 		}
 		up := pull.Upstream{
-			Source: counts.Source(source), Keep: u.keep(), Local: u.Store != "", NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
+			Source: counts.Source(source), Keep: u.keep() && !s.Follow, Local: u.Store != "", NegativeCache: time.Duration(u.NegativeCache), AbsentWhenUnreachable: u.WhenUnreachable == "absent",
 		}
 		if u.Sign {
 			up.Sign = keys

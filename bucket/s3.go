@@ -49,6 +49,17 @@ type S3 struct {
 // is refused, unless the URL says that it is to be used all the same: then Put looks
 // first, which is no protection from another writer of the same key at the same moment.
 func OpenS3(ctx context.Context, rawURL string) (*S3, error) {
+	s, err := newS3(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.probe(ctx); err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", s, err)
+	}
+	return s, nil
+}
+
+func newS3(rawURL string) (*S3, error) {
 	cfg, err := parseS3URL(rawURL)
 	if err != nil {
 		return nil, fmt.Errorf("open bucket: %w", err)
@@ -59,9 +70,6 @@ func OpenS3(ctx context.Context, rawURL string) (*S3, error) {
 		return nil, fmt.Errorf("open bucket %s: %w", s, err)
 	}
 	s.core = minio.Core{Client: client}
-	if err := s.probe(ctx); err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", s, err)
-	}
 	return s, nil
 }
 

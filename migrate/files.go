@@ -53,6 +53,8 @@ func (im *importer) file(ctx context.Context, name string) error {
 	body, err := im.source.File(ctx, name)
 	if errors.Is(err, upstream.ErrNotFound) {
 		return nil // it was there when it was listed
+	} else if undecodable(err) {
+		return im.skip(ctx, name, BadFile, err)
 	} else if err != nil {
 		return im.skip(ctx, name, Unreachable, err)
 	}

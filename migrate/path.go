@@ -37,7 +37,7 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	switch {
 	case errors.Is(err, upstream.ErrNotFound):
 		return nil, im.skip(ctx, hashPart, NoNarInfo, err)
-	case errors.Is(err, narinfo.ErrCorrupt), errors.Is(err, upstream.ErrPage), errors.Is(err, compression.ErrCorrupt):
+	case errors.Is(err, narinfo.ErrCorrupt), errors.Is(err, upstream.ErrPage), undecodable(err):
 		return nil, im.skip(ctx, hashPart, BadNarInfo, err)
 	case err != nil:
 		return nil, im.skip(ctx, hashPart, Unreachable, err)
@@ -65,6 +65,11 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	im.progress.imported.Add(1)
 	im.progress.narBytes.Add(int64(info.NarSize))
 	return info.References, im.noteAbsent(ctx, info)
+}
+
+// undecodable says whether an error is about an encoding.
+func undecodable(err error) bool {
+	return errors.Is(err, compression.ErrCorrupt) || errors.Is(err, compression.ErrUnknown) || errors.Is(err, compression.ErrUnsupported)
 }
 
 // maxAbsent bounds the references that are remembered. Of an import in which more of them

@@ -85,7 +85,7 @@ func (s *Server) Run(t testing.TB) {
 	ctx, cancel := context.WithTimeout(t.Context(), startTime)
 	defer cancel()
 	for {
-		if _, err := s.client(t).ListBuckets(ctx); err == nil {
+		if _, err := s.Client(t).ListBuckets(ctx); err == nil {
 			return
 		} else if ctx.Err() != nil {
 			t.Fatalf("%s does not start: %v\n%s", s.kind, err, &s.log)
@@ -100,7 +100,8 @@ func (s *Server) Kill() {
 	s.cmd.Wait()
 }
 
-func (s *Server) client(t testing.TB) *minio.Client {
+// Client returns a client of the server.
+func (s *Server) Client(t testing.TB) *minio.Client {
 	t.Helper()
 	c, err := minio.New(s.Endpoint[len("http://"):], &minio.Options{Creds: credentials.NewStaticV4(accessKey, secretKey, "")})
 	if err != nil {
@@ -114,15 +115,18 @@ func (s *Server) credentials() string { return filepath.Join(s.dir, "credentials
 // NewBucket makes a bucket and returns its URL.
 func (s *Server) NewBucket(t testing.TB, name string) string {
 	t.Helper()
-	if err := s.client(t).MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
+	if err := s.Client(t).MakeBucket(t.Context(), name, minio.MakeBucketOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return s.URL(name, s.Endpoint)
 }
 
+// Prefix is that of the URLs, which end in it.
+const Prefix = "some/prefix"
+
 // URL returns the URL of a bucket that is reached at an endpoint: the server's own, or
 // that of a proxy before it.
 func (s *Server) URL(name, endpoint string) string {
 	q := url.Values{"endpoint": {endpoint}, "region": {"us-east-1"}, "style": {"path"}, "credentials": {s.credentials()}}
-	return "s3://" + name + "/some/prefix?" + q.Encode()
+	return "s3://" + name + "/" + Prefix + "?" + q.Encode()
 }

@@ -39,8 +39,9 @@ func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import SOURCE",
 		Short: "Bring a binary cache into the store",
-		Long: "Bring what the store lacks from a binary cache: file:///directory, http://… or https://….\n" +
-			"What is in a directory is found by itself; of a cache at a URL say which paths, with\n" +
+		Long: "Bring what the store lacks from a binary cache: file:///directory, s3://bucket?…, http://…\n" +
+			"or https://…; of s3, go doc ./bucket OpenS3 has the parameters.\n" +
+			"What is in a directory or on S3 is found by itself; of a cache at a URL say which paths, with\n" +
 			"--paths or --closure-of.\n\n" +
 			"Every NAR is checked against its narinfo; signatures come along as they are, and nothing\n" +
 			"is signed. The names by which clients remember files stay alive. What is not right, or\n" +

@@ -27,7 +27,7 @@ import (
 // An Upstream is one [[upstream]] of the settings file: a place to look for what the
 // store lacks. It has either a URL or a Store.
 type Upstream struct {
-	URL   string `toml:"url" help:"a binary cache: http://…, https://… or file:///directory"`
+	URL   string `toml:"url" help:"a binary cache: http://…, https://…, s3://bucket or file:///directory"`
 	Store string `toml:"store" help:"the store directory of a Nix store on this machine: /nix/store"`
 	Root  string `toml:"root" help:"of a store: the directory that has its directories, if that is not /"`
 	State string `toml:"state" help:"of a store: the state directory of Nix; default /nix/var/nix, below the root"`
@@ -99,12 +99,14 @@ func validateURL(text string) error {
 		return errors.New("url is malformed")
 	case u.User != nil:
 		return errors.New("url has a user name in it; use user and password-file, or netrc-file")
+	case u.Scheme == "s3" && u.Host != "":
+		return nil // its parameters are settings
 	case u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("url %q has parameters; they are settings here", text)
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path), (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
 		return nil
 	}
-	return fmt.Errorf("url %q is not http://…, https://… or file:///directory", text)
+	return fmt.Errorf("url %q is not http://…, https://…, s3://bucket or file:///directory", text)
 }
 
 // openPuller returns what gets from the upstreams what the store lacks, or nil if there are
@@ -160,8 +162,11 @@ func (u *Upstream) source(ctx context.Context, storeDir, via string, log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	if parsed.Scheme == "file" {
+	switch parsed.Scheme {
+	case "file":
 		return upstream.NewDir(parsed.Path, storeDir), nil
+	case "s3":
+		return upstream.NewS3(u.URL, storeDir)
 	}
 	user, password, err := u.credentials(parsed.Hostname())
 	if err != nil {

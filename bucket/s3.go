@@ -82,7 +82,8 @@ var errOverwrites = errors.New("the server ignores If-None-Match and overwrites 
 // probe finds out whether the bucket is there, can be written, and honours If-None-Match.
 func (s *S3) probe(ctx context.Context) error {
 	key := probePrefix + rand.Text()
-	if err := s.put(ctx, key, strings.NewReader("first"), 5); err != nil {
+	// Nobody else has the key: what exists is the first attempt's, whose answer was lost.
+	if err := s.put(ctx, key, strings.NewReader("first"), 5); err != nil && !errors.Is(err, ErrExists) {
 		return fmt.Errorf("try to write: %w", err)
 	}
 	defer s.remove(context.WithoutCancel(ctx), key) // what stays is 5 bytes that nothing lists

@@ -8,6 +8,7 @@ import (
 	"github.com/maypok86/otter/v2/stats"
 
 	"github.com/dedupd/dedupd/index"
+	"github.com/dedupd/dedupd/rangecache"
 )
 
 // Counters say what a store has done since it was opened, and how it is now. All sizes
@@ -31,6 +32,7 @@ type Counters struct {
 	SpoolOldest                    time.Time // the first commit of these; zero for none
 
 	Index index.Stats
+	Cache rangecache.Stats // of what is read from the bucket; zero without one
 }
 
 // counts are the part of Counters that only grows.
@@ -69,6 +71,9 @@ func (s *Store) Counters() Counters {
 		KnownChunks: n.knownChunks.Load(), KnownChunkBytes: n.known.Load(), DamagedChunks: n.damaged.Load(),
 		UploadsRunning: s.uploads.running.Load(), UploadsWaiting: s.uploads.waiting.Load(),
 		Index: s.ix.Stats(),
+	}
+	if s.packs.cache != nil {
+		c.Cache = s.packs.cache.Stats()
 	}
 	c.SpoolPacks, c.SpoolBytes, c.SpoolOldest = s.uploader.depth()
 	if open := s.commits.status.Load(); open != nil {

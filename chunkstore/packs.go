@@ -11,6 +11,7 @@ import (
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
+	"github.com/dedupd/dedupd/rangecache"
 )
 
 // packKey is the key of a pack in the bucket.
@@ -22,6 +23,7 @@ const packPrefix = "packs/"
 // bucket; an index entry names the pack by a number and does not change when it moves.
 type packTable struct {
 	bucket bucket.Bucket
+	cache  *rangecache.Cache // of the bucket, for what is served; nil for none
 	ix     index.Index
 
 	mu    sync.RWMutex
@@ -90,8 +92,12 @@ func (t *packTable) dropLocal(number uint32) {
 	}
 }
 
-// close closes the files of the spool. A reader that is not done closes its own.
-func (t *packTable) close() {
+// close closes the cache, and the files of the spool. A reader that is not done closes
+// its own.
+func (t *packTable) close() (err error) {
+	if t.cache != nil {
+		err = t.cache.Close()
+	}
 	t.mu.Lock()
 	local := t.local
 	t.local = map[uint32]*localPack{}
@@ -99,6 +105,7 @@ func (t *packTable) close() {
 	for _, p := range local {
 		t.release(p)
 	}
+	return err
 }
 
 func (t *packTable) release(p *localPack) {
@@ -131,6 +138,45 @@ func (t *packTable) readAt(ctx context.Context, number uint32, p []byte, off int
 		return fmt.Errorf("read %d bytes at %d of pack %s: %w", len(p), off, name, err)
 	}
 	return nil
+}
+
+// readAhead is readAt through the cache. It has what follows of the pack fetched, too, up
+// to until. The bytes are from the cache only if cached says so.
+func (t *packTable) readAhead(ctx context.Context, r *rangecache.Reader, number uint32, p []byte, off, until int64) (cached bool, err error) {
+	if r == nil || t.spooled(number) {
+		return false, t.readAt(ctx, number, p, off)
+	}
+	name, err := t.name(ctx, number)
+	if err != nil {
+		return false, err
+	}
+	if err := r.ReadAt(ctx, packKey(name), p, off, until); err != nil {
+		return true, fmt.Errorf("read %d bytes at %d of pack %s: %w", len(p), off, name, err)
+	}
+	return true, nil
+}
+
+// prefetch has a range of a pack put into the cache, and says whether r may ask for more.
+func (t *packTable) prefetch(ctx context.Context, r *rangecache.Reader, number uint32, off, until int64) bool {
+	if t.spooled(number) {
+		return true
+	}
+	name, err := t.name(ctx, number)
+	return err == nil && r.Prefetch(packKey(name), off, until) // who reads it gets the error
+}
+
+// readAround is readAt from the bucket, for bytes that the cache has wrong.
+func (t *packTable) readAround(ctx context.Context, number uint32, p []byte, off int64) error {
+	if name, err := t.name(ctx, number); err == nil {
+		t.cache.Forget(packKey(name), off, int64(len(p)))
+	}
+	return t.readAt(ctx, number, p, off)
+}
+
+func (t *packTable) spooled(number uint32) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.local[number] != nil
 }
 
 // acquire returns the pack's file in the spool, nil if it is not there. The caller

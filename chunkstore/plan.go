@@ -34,6 +34,11 @@ type planPiece struct {
 	zlen, len int64
 }
 
+// stored is where the frame of a piece is in its pack.
+func (pp *planPiece) stored() (off, n int64) {
+	return int64(pp.loc.Offset), int64(pp.loc.Prefix) + int64(pp.loc.Payload)
+}
+
 // layoutSize is the length of a layout in characters, for 80 bits.
 const layoutSize = 16
 

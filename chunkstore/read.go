@@ -70,6 +70,10 @@ func (o *Object) write(ctx context.Context, w io.Writer, off, n int64, frames bo
 		return nil
 	}
 	r := &objectReader{store: o.store, plan: o.plan, frames: frames, w: w, off: off, end: off + n}
+	if cache := o.store.packs.cache; cache != nil {
+		r.prefetch = &prefetcher{cache: cache.NewReader()}
+		defer r.prefetch.cache.Close()
+	}
 	defer r.close()
 	return r.run(ctx)
 }
@@ -81,6 +85,7 @@ type objectReader struct {
 	frames   bool // zstd frames, not plain bytes
 	w        io.Writer
 	off, end int64
+	prefetch *prefetcher // nil without a cache
 
 	view    packfile.View
 	out     []byte // a piece that is not served as stored
@@ -103,6 +108,7 @@ type group struct {
 	copies      int64 // bytes that making its largest piece takes beside the frame
 	memory      int64 // bytes of Options.ReadMemory that it has
 	buf         []byte
+	cached      bool // buf is from the cache
 	err         error
 }
 
@@ -163,15 +169,15 @@ func (r *objectReader) group(first int) *group {
 		return nil
 	}
 	g, most := &group{first: first, last: first}, int64(maxRead)
-	if r.store.ReadersWait() {
-		most = maxGap // frame by frame, unless they are small
+	if r.store.ReadersWait() || r.prefetch != nil && r.start(first) <= r.off {
+		most = maxGap // frame by frame, unless they are small; and the first byte early
 	}
 	for ; g.last < len(r.plan.pieces) && r.start(g.last) < r.end; g.last++ {
 		pp := &r.plan.pieces[g.last]
 		if pp.literal() {
 			continue
 		}
-		off, n := int64(pp.loc.Offset), int64(pp.loc.Prefix)+int64(pp.loc.Payload)
+		off, n := pp.stored()
 		switch {
 		case g.pack == 0:
 			g.pack, g.off, g.n = pp.loc.Pack, off, n
@@ -205,7 +211,13 @@ func (r *objectReader) read(ctx context.Context, g *group) {
 		return
 	}
 	g.buf = r.store.buffers.get(int(g.n))
-	g.err = r.store.packs.readAt(ctx, g.pack, g.buf, g.off)
+	if r.prefetch == nil {
+		g.err = r.store.packs.readAt(ctx, g.pack, g.buf, g.off)
+		return
+	}
+	r.fetchAhead(ctx, g)
+	until := r.prefetch.reading.find(r, g.first, g.pack, g.off, g.off+g.n).end
+	g.cached, g.err = r.store.packs.readAhead(ctx, r.prefetch.cache, g.pack, g.buf, g.off, until)
 }
 
 func (r *objectReader) writeGroup(ctx context.Context, g *group) error {
@@ -219,10 +231,16 @@ func (r *objectReader) writeGroup(ctx context.Context, g *group) error {
 		pp := &r.plan.pieces[i]
 		var stored []byte
 		if !pp.literal() {
-			at := int64(pp.loc.Offset) - g.off
-			stored = g.buf[at : at+int64(pp.loc.Prefix)+int64(pp.loc.Payload)]
+			off, n := pp.stored()
+			stored = g.buf[off-g.off:][:n]
 		}
 		b, err := r.piece(pp, stored)
+		if isDamage(err) && g.cached {
+			g.cached = false
+			if err = r.store.packs.readAround(ctx, g.pack, g.buf, g.off); err == nil {
+				b, err = r.piece(pp, stored)
+			}
+		}
 		if err != nil {
 			if isDamage(err) {
 				r.store.noteDamage(ctx, r.plan, err)

@@ -59,6 +59,9 @@ type Options struct {
 	// ReadMemory bounds, in bytes, what downloads take of frames, and of what they decode
 	// to; default 64 MiB. Those that find none left wait for others.
 	ReadMemory int64
+	// CacheSize is how many bytes of packs in the bucket are kept in the state directory for
+	// downloads; default none. Fetching takes up to half of ReadMemory more.
+	CacheSize int64
 	// PlanCache bounds, in bytes, what is remembered of how to serve NARs; default 32 MiB.
 	PlanCache int64
 	// IndexMemory bounds, in bytes, the changes of the index that wait to be written, and
@@ -236,6 +239,9 @@ func open(ctx context.Context, opts Options) (_ *Store, err error) {
 	s.packs = newPackTable(opts.Bucket, s.ix)
 	s.uploader = newUploader(&s.opts, s.ix, s.spool, s.packs)
 	s.uploads = newAdmission(opts.Limits, opts.State, s.uploader, s.log)
+	if opts.CacheSize > 0 {
+		s.packs.cache = s.openCache()
+	}
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
@@ -322,7 +328,7 @@ func (s *Store) Close(ctx context.Context) error {
 func (s *Store) release() error {
 	var errs []error
 	if s.packs != nil {
-		s.packs.close()
+		errs = append(errs, s.packs.close())
 	}
 	if s.ix != nil {
 		errs = append(errs, s.ix.Close())

@@ -59,6 +59,14 @@ var storeNumbers = []number[storeNumber]{
 	gauge("dedupd_index_memtable_bytes", "Memory of changes of the index that are not in its file yet, estimated.", func(c storeNumber) float64 { return float64(c.Index.Memtable) }),
 	gauge("dedupd_index_pending_rows", "Changed rows of the index that are not in its file yet.", func(c storeNumber) float64 { return float64(c.Index.Pending) }),
 	gauge("dedupd_index_filter_bytes", "Memory of the index's filter.", func(c storeNumber) float64 { return float64(c.Index.Filter) }),
+	counter("dedupd_bucket_cache_hits_total", "Blocks of packs that downloads found in the cache on disk.", func(c storeNumber) float64 { return float64(c.Cache.Hits) }),
+	counter("dedupd_bucket_cache_misses_total", "Blocks of packs that downloads waited for.", func(c storeNumber) float64 { return float64(c.Cache.Misses) }),
+	counter("dedupd_bucket_cache_hit_bytes_total", "Bytes that downloads read of blocks in the cache.", func(c storeNumber) float64 { return float64(c.Cache.HitBytes) }),
+	counter("dedupd_bucket_cache_fetches_total", "Requests that the cache made of the bucket, without their retries.", func(c storeNumber) float64 { return float64(c.Cache.Fetches) }),
+	counter("dedupd_bucket_cache_fetched_bytes_total", "Bytes that these brought.", func(c storeNumber) float64 { return float64(c.Cache.FetchedBytes) }),
+	counter("dedupd_bucket_cache_evictions_total", "Blocks that the cache dropped for others.", func(c storeNumber) float64 { return float64(c.Cache.Evictions) }),
+	counter("dedupd_bucket_cache_damaged_blocks_total", "Blocks that were damaged on the cache's disk, and fetched again.", func(c storeNumber) float64 { return float64(c.Cache.Dropped) }),
+	gauge("dedupd_bucket_cache_bytes", "Room that the cache takes on the disk.", func(c storeNumber) float64 { return float64(c.Cache.Bytes) }),
 }
 
 var indexRows = prometheus.NewDesc("dedupd_index_rows", "Rows in the index's file.", []string{"table"}, nil)

@@ -172,6 +172,9 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,
 	}
+	if _, ok := b.(*bucket.Dir); !ok { // which is a disk already
+		opts.CacheSize = int64(s.CacheSize)
+	}
 	opts.Limits = chunkstore.Limits{
 		MaxNAR: int64(s.MaxNAR), MaxUploads: s.MaxUploads, SpoolSize: int64(s.SpoolSize), MinFree: int64(s.MinFree),
 	}

@@ -67,6 +67,7 @@ type Settings struct {
 	MaxNAR          Bytes    `toml:"max-nar" help:"size of the largest NAR, and of the largest file with one, that can be uploaded"`
 	MaxUploads      int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
 	SpoolSize       Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
+	CacheSize       Bytes    `toml:"cache-size" help:"room in the state directory for what is read from a bucket that is not a directory; 0 for none"`
 	MinFree         Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
 	MaxConnections  int      `toml:"max-connections" help:"connections that clients may have open; beyond that, those that are idle for longest are closed"`
 	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
@@ -95,7 +96,7 @@ func defaultSettings() *Settings {
 		NarInfoMaxAge: Duration(60e9),
 		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
 		FollowInterval: Duration(10e9),
-		MaxNAR:         64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, MinFree: 512 << 20, MaxConnections: 4096,
+		MaxNAR:         64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
 		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
@@ -156,6 +157,7 @@ func (s *Settings) validate() error {
 	need(s.MaxNAR >= 1<<20, "max-nar is %v, below 1MiB", s.MaxNAR)
 	need(s.MaxUploads > 0, "max-uploads is %d, not above 0", s.MaxUploads)
 	need(s.SpoolSize >= s.PackSize, "spool-size is %v, below pack-size", s.SpoolSize)
+	need(s.CacheSize == 0 || s.CacheSize >= 64<<20, "cache-size is %v, neither 0 nor 64MiB or more", s.CacheSize)
 	need(s.MinFree > 0, "min-free is not above 0")
 	need(s.MaxConnections >= 64, "max-connections is %d, below 64", s.MaxConnections)
 	need(s.IdleTimeout > 0, "idle-timeout is not above 0")

@@ -23,7 +23,7 @@ func (im *importer) files(ctx context.Context) error {
 	if !ok || im.opts.NoFiles || im.opts.DryRun || im.opts.Paths != nil {
 		return nil
 	}
-	return im.each(ctx, func(ctx context.Context, fn func(string) error) error {
+	return each(ctx, im.opts.Jobs, func(ctx context.Context, fn func(string) error) error {
 		for _, dir := range fileDirs {
 			if err := source.List(ctx, dir, func(name string) error {
 				if dir == "" && !isListing(name) {

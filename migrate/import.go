@@ -16,8 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/upstream"
@@ -111,7 +109,7 @@ func (im *importer) run(ctx context.Context) error {
 		}
 		paths = func(ctx context.Context, fn func(string) error) error { return listPaths(ctx, lister, fn) }
 	}
-	if err := im.level(ctx, paths); err != nil {
+	if err := walk(ctx, im.opts.Jobs, paths, im.opts.Closure, im.path); err != nil {
 		return err
 	}
 	if err := im.files(ctx); err != nil {
@@ -128,87 +126,6 @@ func listPaths(ctx context.Context, source upstream.Lister, fn func(hashPart str
 		}
 		return nil
 	})
-}
-
-// level imports paths, and then, if that is wanted, those that they refer to, level by level.
-func (im *importer) level(ctx context.Context, paths func(context.Context, func(string) error) error) error {
-	seen := map[string]bool{}
-	var next []string
-	var mu sync.Mutex // guards seen and next
-	import1 := func(ctx context.Context, hashPart string) error {
-		refs, err := im.path(ctx, hashPart)
-		if err != nil || !im.opts.Closure {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		for _, ref := range refs {
-			if h := ref.HashPart(); !seen[h] {
-				seen[h] = true
-				next = append(next, h)
-			}
-		}
-		return nil
-	}
-	if err := im.each(ctx, func(ctx context.Context, fn func(string) error) error {
-		return paths(ctx, func(hashPart string) error {
-			if im.opts.Closure {
-				mu.Lock()
-				again := seen[hashPart]
-				seen[hashPart] = true
-				mu.Unlock()
-				if again {
-					return nil
-				}
-			}
-			return fn(hashPart)
-		})
-	}, import1); err != nil {
-		return err
-	}
-	for len(next) > 0 {
-		now := next
-		next = nil
-		if err := im.each(ctx, func(_ context.Context, fn func(string) error) error {
-			for _, h := range now {
-				if err := fn(h); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, import1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// each calls do with what list lists, for several at a time, until one fails.
-func (im *importer) each(ctx context.Context, list func(context.Context, func(string) error) error, do func(context.Context, string) error) error {
-	group, ctx := errgroup.WithContext(ctx)
-	work := make(chan string)
-	group.Go(func() error {
-		defer close(work)
-		return list(ctx, func(item string) error {
-			select {
-			case work <- item:
-				return nil
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		})
-	})
-	for range im.opts.Jobs {
-		group.Go(func() error {
-			for item := range work {
-				if err := do(ctx, item); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
 }
 
 // skip notes that something is not imported. It returns an error if there is no point in

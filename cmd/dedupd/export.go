@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/compression"
+	"github.com/dedupd/dedupd/migrate"
+)
+
+// exportFlags are the flags of export.
+type exportFlags struct {
+	opts        migrate.ExportOptions
+	compression string
+	closureOf   []string
+	asJSON      bool
+}
+
+func exportCommand() *cobra.Command {
+	var f exportFlags
+	cmd := &cobra.Command{
+		Use:   "export DESTINATION",
+		Short: "Write the store as a plain binary cache",
+		Long: "Write the store, or closures of some paths, as a plain binary cache that needs no dedupd:\n" +
+			"into file:///directory, which must be empty or from an earlier export, or s3://bucket?….\n" +
+			"Signatures go along, and nothing is signed. An export that was interrupted goes on\n" +
+			"where it was. No server may be running; one that only reads (--follow) does not mind.\n\n" +
+			"The exit status is 1 if a path could not be exported.",
+		Example: "  dedupd export file:///srv/plain --compression xz\n" +
+			"  dedupd export 's3://plain?region=eu-central-1' --closure-of /nix/store/…-system --dry-run",
+		Args: cobra.ExactArgs(1),
+	}
+	settings := addFlags(cmd, "bucket", "state", "memory", "log-level", "log-format")
+	flags := cmd.Flags()
+	flags.StringVar(&f.compression, "compression", "zstd", "of the NARs: none, zstd or xz")
+	cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions([]string{"none", "zstd", "xz"}, cobra.ShellCompDirectiveNoFileComp))
+	flags.IntVar(&f.opts.Level, "level", 0, "of the compression; default 3 of zstd, 6 of xz")
+	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path to export with all that it refers to, and nothing else; may be repeated")
+	flags.StringVar(&f.opts.Match, "only", "", "pattern, with * and ?, of the names of the paths to export: what follows the hash part")
+	flags.IntVar(&f.opts.Jobs, "jobs", workers, "paths at a time")
+	flags.IntVar(&f.opts.Priority, "priority", 40, "of the cache, as clients see it")
+	flags.BoolVar(&f.opts.DryRun, "dry-run", false, "only look what is missing there")
+	flags.BoolVar(&f.asJSON, "json", false, "write a report in JSON")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		return f.run(cmd, s, args[0])
+	}
+	return cmd
+}
+
+func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error) {
+	for _, text := range f.closureOf {
+		h, err := hashPart(text)
+		if err != nil {
+			return fmt.Errorf("closure-of: %w", err)
+		}
+		f.opts.Roots = append(f.opts.Roots, h)
+	}
+	if f.opts.Jobs < 1 {
+		return fmt.Errorf("jobs is %d, not above 0", f.opts.Jobs)
+	}
+	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
+	dst, err := bucket.Open(ctx, to)
+	if err != nil {
+		return err
+	}
+	store, err := s.openStore(ctx, log)
+	if errors.Is(err, chunkstore.ErrLocked) {
+		return fmt.Errorf("%w: stop the server first", err)
+	} else if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
+		defer cancel()
+		err = errors.Join(err, store.Close(ctx))
+	}()
+	f.opts.Compression, f.opts.Temp = compression.Type(f.compression), filepath.Join(s.State, "staging")
+	f.opts.Failed = func(path string, err error) { log.Error("a path was not exported", "path", path, "err", err) }
+	var progress migrate.ExportProgress
+	begun := time.Now()
+	stop := showProgress(cmd.ErrOrStderr(), func() string { return exportLine(progress.Report(), time.Since(begun)) })
+	report, err := migrate.Export(ctx, store, dst, f.opts, &progress)
+	stop()
+	if report == nil {
+		return err
+	}
+	if writeErr := write(cmd.OutOrStdout(), report, f.asJSON); err == nil {
+		err = writeErr
+	}
+	if err == nil && report.Failed > 0 {
+		err = fmt.Errorf("%d paths could not be exported", report.Failed)
+	}
+	return err
+}
+
+func exportLine(r migrate.ExportReport, since time.Duration) string {
+	return fmt.Sprintf("%d paths: %d exported, %d were there, %d failed; %.1f MB of NARs, %.1f MB/s",
+		r.Paths, r.Exported, r.Present, r.Failed, float64(r.NARBytes)/1e6, float64(r.NARBytes)/1e6/max(since.Seconds(), 1e-3))
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -31,13 +32,13 @@ func exportCommand() *cobra.Command {
 		Long: "Write the store, or closures of some paths, as a plain binary cache that needs no dedupd:\n" +
 			"into file:///directory, which must be empty or from an earlier export, or s3://bucket?….\n" +
 			"Signatures go along, and nothing is signed. An export that was interrupted goes on\n" +
-			"where it was. No server may be running; one that only reads (--follow) does not mind.\n\n" +
+			"where it was. Beside a running server, export with --follow and a --state of its own.\n\n" +
 			"The exit status is 1 if a path could not be exported.",
 		Example: "  dedupd export file:///srv/plain --compression xz\n" +
 			"  dedupd export 's3://plain?region=eu-central-1' --closure-of /nix/store/…-system --dry-run",
 		Args: cobra.ExactArgs(1),
 	}
-	settings := addFlags(cmd, "bucket", "state", "memory", "log-level", "log-format")
+	settings := addFlags(cmd, "bucket", "state", "follow", "memory", "log-level", "log-format")
 	flags := cmd.Flags()
 	flags.StringVar(&f.compression, "compression", "zstd", "of the NARs: none, zstd or xz")
 	cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions([]string{"none", "zstd", "xz"}, cobra.ShellCompDirectiveNoFileComp))
@@ -70,13 +71,16 @@ func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error
 		return fmt.Errorf("jobs is %d, not above 0", f.opts.Jobs)
 	}
 	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
+	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil && !s.Follow {
+		return fmt.Errorf("there is no store: %w", err)
+	}
 	dst, err := bucket.Open(ctx, to)
 	if err != nil {
 		return err
 	}
 	store, err := s.openStore(ctx, log)
 	if errors.Is(err, chunkstore.ErrLocked) {
-		return fmt.Errorf("%w: stop the server first", err)
+		return fmt.Errorf("%w: export with --follow and another --state, or stop the server", err)
 	} else if err != nil {
 		return err
 	}

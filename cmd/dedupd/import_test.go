@@ -95,3 +95,34 @@ func TestImport(t *testing.T) {
 		}
 	}
 }
+
+// TestExport writes what was imported as a plain cache, without a server and beside one.
+func TestExport(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	if out, err := dedupd(t, "", "export", "file://"+t.TempDir()); err == nil {
+		t.Errorf("without a store: got %q", out)
+	}
+	dir, infos := makeCache(t, 3)
+	if out, err := dedupd(t, "", "import", "file://"+dir); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	to := t.TempDir()
+	if out, err := dedupd(t, "", "export", "file://"+to, "--closure-of", infos[1].StorePath.String(), "--compression", "none"); err != nil || !strings.HasPrefix(out, "2 paths: 2 exported, 0 were there, 0 failed\n") {
+		t.Errorf("got %q, %v", out, err)
+	}
+	startServer(t)
+	if out, err := dedupd(t, "", "export", "file://"+to); err == nil || !strings.Contains(err.Error(), "--follow") {
+		t.Errorf("beside a server: got %q, %v", out, err)
+	}
+	out, err := dedupd(t, "", "export", "file://"+to, "--follow", "--state", filepath.Join(t.TempDir(), "reader"), "--compression", "none", "--json")
+	var report migrate.ExportReport
+	if jsonErr := json.Unmarshal([]byte(out), &report); err != nil || jsonErr != nil || report.Exported != 1 || report.Present != 2 {
+		t.Errorf("beside a server, following: got %s, %v", out, err)
+	}
+	for _, info := range infos {
+		got, err := os.ReadFile(filepath.Join(to, info.StorePath.HashPart()+".narinfo"))
+		if err != nil || !strings.HasPrefix(string(got), "StorePath: "+info.StorePath.Path("/nix/store")) {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+}

@@ -65,6 +65,7 @@ var benchmarks = []struct {
 	{"dump", "NARs out of a Nix store, against nix-store --dump", dumps},
 	{"load", "readers, uploads and downloads at once: no error, bounded memory", load},
 	{"latency", "p99 of narinfos while 16 clients upload, against idle", latency},
+	{"cold", "downloads from MinIO: requests, speed against one object, memory", cold},
 	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
 }
 

@@ -239,6 +239,7 @@ func (c *checker) checkBucket(ctx context.Context) error {
 		name, err := packfile.ParseName(strings.TrimSuffix(text, packSuffix))
 		switch {
 		case info.Key == repositoryKey:
+		case isSnapshotKey(info.Key): // of which there may be one that is not complete
 		case !isPack || err != nil:
 			c.problem("the bucket holds %s, which is not dedupd's", info.Key)
 		case c.store.follower != nil: // it may have come just now

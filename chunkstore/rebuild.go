@@ -34,6 +34,9 @@ type RebuildOptions struct {
 	// Memory is what changes of the index may take, in bytes, before they are written;
 	// default 128 MiB. The more, the fewer pages are written for a given number of chunks.
 	Memory int64
+	// FromSnapshot begins with the newest snapshot in the bucket, if there is one that can be
+	// used, and reads the packs since. What the packs say is believed otherwise.
+	FromSnapshot bool
 	// Progress, if it is not nil, is called after every pack.
 	Progress func(RebuildProgress)
 }
@@ -60,6 +63,10 @@ func (p *RebuildProgress) Left() time.Duration {
 type RebuildReport struct {
 	RebuildProgress
 	Resumed int `json:"resumed"` // packs that an earlier attempt had applied
+	// Snapshot is the one that the index begins with, and Restored the packs that it had
+	// applied.
+	Snapshot string `json:"snapshot,omitempty"`
+	Restored int    `json:"restored,omitempty"`
 	Omitted int `json:"omitted"` // commits that rely on packs that are missing
 	// Missing are packs that the old index had, and that are gone. It is empty when the
 	// old index could not be read, too.
@@ -70,6 +77,9 @@ type RebuildReport struct {
 func (r *RebuildReport) WriteText(w io.Writer) error {
 	b := new(strings.Builder)
 	fmt.Fprintf(b, "%d packs with %d chunks in %v, %.0f chunks a second\n", r.Packs, r.Chunks, r.Elapsed.Round(time.Millisecond), r.Rate())
+	if r.Restored > 0 {
+		fmt.Fprintf(b, "%d packs came from snapshot %s\n", r.Restored, r.Snapshot)
+	}
 	if r.Resumed > 0 {
 		fmt.Fprintf(b, "%d packs had been applied before\n", r.Resumed)
 	}
@@ -91,7 +101,7 @@ func RebuildIndex(ctx context.Context, opts Options, r RebuildOptions) (*Rebuild
 	if r.Memory == 0 {
 		r.Memory = 128 << 20
 	}
-	opts.rebuild, opts.progress = true, r.Progress
+	opts.rebuild, opts.fromSnapshot, opts.progress = true, r.FromSnapshot, r.Progress
 	opts.IndexMemory = int(min(r.Memory/2, 1<<30)) // while one is written another fills
 	s, err := Open(ctx, opts)
 	if err != nil {
@@ -121,6 +131,11 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 		s.log.Info("the index is being rebuilt from the packs", "path", path)
 	}
 	there, err := exists(path)
+	if err == nil && !there && (s.opts.fromSnapshot || !aside && !s.opts.rebuild) {
+		if err = s.restoreIndex(ctx, path); err == nil {
+			there, err = exists(path)
+		}
+	}
 	if err != nil {
 		return false, err
 	}
@@ -141,7 +156,10 @@ func (s *Store) openIndex(ctx context.Context) (fresh bool, err error) {
 		s.ix = &timedIndex{ix, s.opts.OnLookup}
 	}
 	marks, err := ix.Marks(ctx)
-	if s.rebuilt = (RebuildReport{Missing: []string{}}); aside {
+	s.rebuilt = RebuildReport{Missing: []string{}}
+	if s.restored != "" {
+		s.rebuilt.Snapshot, s.rebuilt.Restored = s.restored, len(marks)
+	} else if aside {
 		s.rebuilt.Resumed = len(marks)
 	}
 	return len(marks) == 0 && !aside && !s.opts.rebuild, err

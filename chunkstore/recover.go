@@ -62,6 +62,7 @@ func (s *Store) recover(ctx context.Context) error {
 		s.uploader.add(p)
 	}
 	r.report.Applied, r.report.Omitted, r.report.IndexAnew = r.progress.Packs, r.omitted, rebuilt
+	r.report.Snapshot = s.restored
 	r.report.Elapsed = time.Since(begun)
 	r.report.log(s.log)
 	if s.opts.Follow {

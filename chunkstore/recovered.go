@@ -14,6 +14,7 @@ type RecoveryReport struct {
 	Dropped     int64         `json:"dropped"` // bytes behind the ends of journals, that nobody was told of
 	Applied     int           `json:"applied"` // packs that the index on disk did not have
 	IndexAnew   bool          `json:"index_anew"`
+	Snapshot    string        `json:"snapshot,omitempty"` // that the index was made from
 	Uploads     int           `json:"uploads"` // packs that the bucket does not have yet
 	UploadBytes int64         `json:"upload_bytes"`
 	Elapsed     time.Duration `json:"elapsed_ns"`
@@ -42,7 +43,7 @@ func (r *RecoveryReport) log(log *slog.Logger) {
 		level = slog.LevelError
 	}
 	log.Log(context.Background(), level, "recovered", "packs", r.Packs, "entries", r.Entries, "commits", r.Commits,
-		"dropped bytes", r.Dropped, "packs applied", r.Applied, "index anew", r.IndexAnew,
+		"dropped bytes", r.Dropped, "packs applied", r.Applied, "index anew", r.IndexAnew, "from snapshot", r.Snapshot,
 		"packs to upload", r.Uploads, "bytes to upload", r.UploadBytes,
 		"packs salvaged", r.Salvaged, "chunks lost", r.LostChunks, "files set aside", len(r.Aside),
 		"bad packs", len(r.BadPacks), "commits left out", r.Omitted, "elapsed", r.Elapsed)

@@ -200,11 +200,7 @@ const noSum = "00000000"
 // encode returns the object that holds the settings.
 func (r Repository) encode() []byte {
 	r.Sum = noSum
-	data, _ := json.MarshalIndent(r, "", "  ") // never fails
-	data = append(data, '\n')
-	sum := settingsSum(data)
-	copy(data[bytes.LastIndex(data, []byte(noSum)):], sum)
-	return data
+	return sealJSON(r)
 }
 
 // decodeRepository is the inverse of encode. Bytes of a newer version, with other
@@ -214,15 +210,31 @@ func decodeRepository(data []byte) (Repository, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return Repository{}, fmt.Errorf("%w: %w", packfile.ErrCorrupt, err)
 	}
-	at := bytes.LastIndex(data, []byte(r.Sum))
-	data = bytes.Clone(data)
-	if len(r.Sum) != len(noSum) || at < 0 || copy(data[at:], noSum) < len(noSum) || settingsSum(data) != r.Sum {
+	if !sealedJSON(data, r.Sum) {
 		return Repository{}, fmt.Errorf("%w: wrong checksum", packfile.ErrCorrupt)
 	}
 	return r, nil
 }
 
-func settingsSum(data []byte) string {
+// sealJSON returns v as JSON, whose last field, a sum that is noSum, becomes that of the
+// whole.
+func sealJSON(v any) []byte {
+	data, _ := json.MarshalIndent(v, "", "  ") // never fails
+	data = append(data, '\n')
+	sum := hexSum(data)
+	copy(data[bytes.LastIndex(data, []byte(noSum)):], sum)
+	return data
+}
+
+// sealedJSON says whether data is what sealJSON has made, with that sum.
+func sealedJSON(data []byte, sum string) bool {
+	at := bytes.LastIndex(data, []byte(sum))
+	data = bytes.Clone(data)
+	return len(sum) == len(noSum) && at >= 0 && copy(data[at:], noSum) == len(noSum) && hexSum(data) == sum
+}
+
+// hexSum is the CRC-32C of data, as 8 hexadecimal digits.
+func hexSum(data []byte) string {
 	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
 }
 

@@ -94,8 +94,9 @@ type Options struct {
 	// Log takes what an operator should know; default slog.Default().
 	Log *slog.Logger
 
-	rebuild  bool // the index; see RebuildIndex
-	progress func(RebuildProgress)
+	rebuild      bool // the index; see RebuildIndex
+	fromSnapshot bool
+	progress     func(RebuildProgress)
 }
 
 func (o *Options) setDefaults() {
@@ -163,6 +164,7 @@ type Store struct {
 	staging  string
 	ledger   *ledger // nil for a bucket that counts no requests
 
+	restored  string         // snapshot that Open has made the index from
 	rebuilt   RebuildReport  // what Open has done to the index
 	recovered RecoveryReport // what Open has found and done
 	leftOut   leftOut
@@ -175,6 +177,8 @@ type Store struct {
 
 	open   sync.RWMutex // held for reading by commits, for writing by Close
 	closed bool
+
+	snapshotting sync.Mutex // held while a snapshot is written
 
 	committing errgroup.Group
 	uploading  errgroup.Group

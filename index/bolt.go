@@ -182,7 +182,7 @@ func (b *Bolt) chunksInMemory(ids []Key, out []Location) (missed []int, err erro
 			missed = append(missed, i)
 		}
 		if location != nil {
-			if out[i], err = parseLocation(location); err != nil {
+			if out[i], err = ParseLocation(location); err != nil {
 				return nil, err
 			}
 		}
@@ -194,7 +194,7 @@ func getChunk(c *cursor, id *Key, out *Location) error {
 	*out = Location{}
 	value, err := c.get(id[:])
 	if value != nil {
-		*out, err = parseLocation(value)
+		*out, err = ParseLocation(value)
 	}
 	if err != nil {
 		return fmt.Errorf("%x: %w", id[:], err)

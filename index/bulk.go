@@ -159,7 +159,7 @@ func (b *Bolt) chunksInRuns(ids []Key, out []Location, missed []int) ([]int, err
 	for _, i := range missed {
 		value, known, err := b.getFromRuns(Chunks, ids[i][:])
 		if err == nil && value != nil {
-			out[i], err = parseLocation(value)
+			out[i], err = ParseLocation(value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%x: %w", ids[i], err)

@@ -131,6 +131,10 @@ type Snapshot interface {
 	// Marks returns the marks of all that the snapshot contains.
 	Marks() map[string]uint64
 
+	// ForEachPack calls fn for every pack that has a number, in order of the numbers. An
+	// error of fn ends it and is returned as it is.
+	ForEachPack(ctx context.Context, fn func(number uint32, name string) error) error
+
 	// ForEachChunk calls fn for every chunk, in order of the keys. An error of fn
 	// ends it and is returned as it is.
 	ForEachChunk(ctx context.Context, fn func(Key, Location) error) error

@@ -20,7 +20,7 @@ type Location struct {
 	Len     uint32 // its decoded length, bytes
 }
 
-// A Location is stored as
+// A Location is stored, by any engine and in snapshots of indexes, as
 //
 //	uvarint  kind × 2, + 1 if the last three fields follow
 //	uvarint  pack
@@ -39,8 +39,8 @@ type Location struct {
 // maxLocation is the length of the longest encoding.
 const maxLocation = 2 + binary.MaxVarintLen64 + 4 + 7*binary.MaxVarintLen32
 
-// append appends the encoding of l to p.
-func (l *Location) append(p []byte) []byte {
+// Append appends the encoding of l to p.
+func (l *Location) Append(p []byte) []byte {
 	many := l.Chunks != 1 || l.Index != 0 || l.Start != 0
 	tag := uint64(l.Kind) << 1
 	if many {
@@ -63,8 +63,8 @@ func (l *Location) append(p []byte) []byte {
 
 var errBadLocation = fmt.Errorf("%w: row of a chunk", ErrDamaged)
 
-// parseLocation decodes what append has encoded.
-func parseLocation(p []byte) (Location, error) {
+// ParseLocation decodes what Append has encoded. It accepts nothing else.
+func ParseLocation(p []byte) (Location, error) {
 	d := decoder{p: p}
 	tag := d.uvarint(math.MaxUint8<<1 | 1)
 	l := Location{

@@ -25,11 +25,11 @@ func TestLocation(t *testing.T) {
 		{"no chunks", Location{Pack: 1}, 13},
 		{"largest", largest, maxLocation},
 	} {
-		p := c.l.append(nil)
+		p := c.l.Append(nil)
 		if len(p) > c.max {
 			t.Errorf("%s: got %d bytes, want at most %d", c.name, len(p), c.max)
 		}
-		got, err := parseLocation(p)
+		got, err := ParseLocation(p)
 		if err != nil || got != c.l {
 			t.Errorf("%s: got %+v, %v, want %+v", c.name, got, err, c.l)
 		}
@@ -38,13 +38,13 @@ func TestLocation(t *testing.T) {
 
 func TestLocationDamaged(t *testing.T) {
 	for _, l := range []Location{fresh, largest} {
-		p := l.append(nil)
+		p := l.Append(nil)
 		for n := range p {
-			if got, err := parseLocation(p[:n]); !errors.Is(err, errBadLocation) {
+			if got, err := ParseLocation(p[:n]); !errors.Is(err, errBadLocation) {
 				t.Errorf("%d of %d bytes: got %+v, %v, want %v", n, len(p), got, err, errBadLocation)
 			}
 		}
-		if got, err := parseLocation(append(p, 0)); !errors.Is(err, errBadLocation) {
+		if got, err := ParseLocation(append(p, 0)); !errors.Is(err, errBadLocation) {
 			t.Errorf("a byte too many: got %+v, %v, want %v", got, err, errBadLocation)
 		}
 	}
@@ -53,7 +53,7 @@ func TestLocationDamaged(t *testing.T) {
 		"kind too large": "\x80\x04\x01\x00\x00\x00CRC!\x00",
 		"pack too large": "\x02\x80\x80\x80\x80\x10\x00\x00\x00CRC!\x00",
 	} {
-		if got, err := parseLocation([]byte(p)); !errors.Is(err, errBadLocation) {
+		if got, err := ParseLocation([]byte(p)); !errors.Is(err, errBadLocation) {
 			t.Errorf("%s: got %+v, %v, want %v", name, got, err, errBadLocation)
 		}
 	}
@@ -61,15 +61,15 @@ func TestLocationDamaged(t *testing.T) {
 
 func FuzzLocation(f *testing.F) {
 	f.Add([]byte{})
-	f.Add(fresh.append(nil))
-	f.Add(largest.append(nil))
-	f.Add((&Location{Pack: 1, Chunks: 2, Index: 1, Start: 3}).append(nil))
+	f.Add(fresh.Append(nil))
+	f.Add(largest.Append(nil))
+	f.Add((&Location{Pack: 1, Chunks: 2, Index: 1, Start: 3}).Append(nil))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		l, err := parseLocation(p)
+		l, err := ParseLocation(p)
 		if err != nil {
 			return
 		}
-		again, err := parseLocation(l.append(nil))
+		again, err := ParseLocation(l.Append(nil))
 		if err != nil || again != l {
 			t.Errorf("got %+v, %v, want %+v", again, err, l)
 		}

@@ -78,7 +78,7 @@ func (m *memtable) addChunk(c *chunkChange) {
 	}
 	at := len(m.arena)
 	m.arena = append(m.arena, 0)
-	m.arena = c.loc.append(m.arena)
+	m.arena = c.loc.Append(m.arena)
 	m.arena[at] = byte(len(m.arena) - at - 1)
 	m.size += len(m.arena) - at
 	m.chunks[c.id] = uint32(at)

@@ -2,6 +2,7 @@ package index
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -109,13 +110,23 @@ func (s *boltSnapshot) Get(ctx context.Context, t Table, key []byte) (value []by
 	return value, nil
 }
 
+// ForEachPack implements Snapshot.
+func (s *boltSnapshot) ForEachPack(ctx context.Context, fn func(uint32, string) error) error {
+	return s.forEach(ctx, packNames, nil, func(key, value []byte) error {
+		if len(key) != 4 {
+			return damagef("row %x of %v", key, packNames)
+		}
+		return fn(binary.BigEndian.Uint32(key), string(value))
+	})
+}
+
 // ForEachChunk implements Snapshot.
 func (s *boltSnapshot) ForEachChunk(ctx context.Context, fn func(Key, Location) error) error {
 	return s.forEach(ctx, Chunks, nil, func(key, value []byte) error {
 		if len(key) != len(Key{}) {
 			return fmt.Errorf("read %v: %x: %w", Chunks, key, errBadLocation)
 		}
-		l, err := parseLocation(value)
+		l, err := ParseLocation(value)
 		if err != nil {
 			return fmt.Errorf("read %v: %x: %w", Chunks, key, err)
 		}

@@ -103,7 +103,7 @@ func (v *verifier) rows(ctx context.Context, s *boltSnapshot, t Table, name stri
 	tree.visit = v.page
 	return tree.each(nil, func(key, value []byte) error {
 		if t == Chunks {
-			if _, err := parseLocation(value); err != nil || len(key) != len(Key{}) {
+			if _, err := ParseLocation(value); err != nil || len(key) != len(Key{}) {
 				return errBadLocation
 			}
 		}

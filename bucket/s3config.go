@@ -116,6 +116,8 @@ func (c *s3Config) String() string {
 func (c *s3Config) putOptions() minio.PutObjectOptions {
 	opts := minio.PutObjectOptions{
 		ContentType: "application/octet-stream", StorageClass: c.values.Get("storage-class"), ServerSideEncryption: c.sse,
+		// Not the hashes of pieces, which minio-go computes where there is no TLS, in place of the one that it is given.
+		DisableContentSha256: true,
 	}
 	if !c.overwrites {
 		opts.SetMatchETagExcept("*") // If-None-Match: *
@@ -147,13 +149,22 @@ func (c *s3Config) client(counts *requestCounts) (*minio.Client, error) {
 }
 
 func (c *s3Config) credentials(transport http.RoundTripper) *credentials.Credentials {
+	p := c.providers(transport)
+	if len(p) == 1 {
+		return credentials.New(p[0]) // a chain without any is anonymous
+	}
+	return credentials.NewChainCredentials(p)
+}
+
+// providers are where credentials are looked for, in this order.
+func (c *s3Config) providers(transport http.RoundTripper) []credentials.Provider {
 	file := &credentials.FileAWSCredentials{Filename: c.values.Get("credentials"), Profile: c.values.Get("profile")}
 	if file.Filename != "" || file.Profile != "" {
-		return credentials.New(file)
+		return []credentials.Provider{file}
 	}
-	return credentials.NewChainCredentials([]credentials.Provider{
+	return []credentials.Provider{
 		&credentials.EnvAWS{}, file, &credentials.IAM{Client: &http.Client{Transport: transport, Timeout: iamTimeout}},
-	})
+	}
 }
 
 // Time limits of a request; while a body moves it may take as long as it does.

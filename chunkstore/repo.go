@@ -238,6 +238,16 @@ func hexSum(data []byte) string {
 	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
 }
 
+// ReadRepository returns the settings of the repository in b; the error wraps
+// bucket.ErrNotFound if there is none.
+func ReadRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {
+	r, err := readRepository(ctx, b)
+	if err == nil {
+		err = r.Validate()
+	}
+	return r, err
+}
+
 func readRepository(ctx context.Context, b bucket.Bucket) (Repository, error) {
 	info, err := b.Stat(ctx, repositoryKey)
 	if err != nil {

@@ -34,6 +34,7 @@ func (s *Stats) WriteText(w io.Writer) error {
 //	GET /check?read-data=1   chunkstore.CheckReport
 //	POST /check              chunkstore.CheckReport, after repairing
 //	POST /import             what Config.Import does
+//	POST /snapshot           chunkstore.SnapshotReport, after writing one
 //	GET /readyz?write=1      Readiness, always with status 200
 //	GET /metrics             as in the gateway
 //	GET /debug/pprof/        as in the gateway
@@ -58,6 +59,9 @@ func (g *Gateway) AdminHandler() http.Handler {
 		g.reply(w, r, func(ctx context.Context) (any, error) {
 			return g.store.Check(ctx, chunkstore.CheckOptions{ReadData: r.FormValue("read-data") == "1"})
 		})
+	})
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
+		g.reply(w, r, func(ctx context.Context) (any, error) { return g.store.WriteSnapshot(ctx) })
 	})
 	mux.HandleFunc("POST /check", func(w http.ResponseWriter, r *http.Request) {
 		g.reply(w, r, func(ctx context.Context) (any, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ func indexCommand() *cobra.Command {
 		cmd.Help()
 		return errors.New("no command was given")
 	}
-	cmd.AddCommand(indexRebuildCommand())
+	cmd.AddCommand(indexRebuildCommand(), indexSnapshotCommand())
 	return cmd
 }
 
@@ -27,11 +28,14 @@ func indexRebuildCommand() *cobra.Command {
 		Short: "Make the index anew from the packs",
 		Long: "Make the index anew from the packs in the bucket, and in the state directory if it is\n" +
 			"there. No server may be running. When it is interrupted, run it again, or start the\n" +
-			"server: either goes on where it was.",
+			"server: either goes on where it was.\n\n" +
+			"With --from-snapshot it begins with the newest snapshot of an index in the bucket,\n" +
+			"and reads the packs since, as a start on a new machine does.",
 		Args: cobra.NoArgs,
 	}
 	settings := addFlags(cmd, "bucket", "state", "memory", "log-level", "log-format")
 	asJSON := cmd.Flags().Bool("json", false, "write JSON")
+	fromSnapshot := cmd.Flags().Bool("from-snapshot", false, "begin with the newest snapshot in the bucket")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := settings()
 		if err != nil {
@@ -42,11 +46,40 @@ func indexRebuildCommand() *cobra.Command {
 			return err
 		}
 		report, err := chunkstore.RebuildIndex(cmd.Context(), opts, chunkstore.RebuildOptions{
-			Memory: int64(s.Memory) / 2, Progress: rebuildProgress(cmd.ErrOrStderr()),
+			Memory: int64(s.Memory) / 2, FromSnapshot: *fromSnapshot, Progress: rebuildProgress(cmd.ErrOrStderr()),
 		})
 		if errors.Is(err, chunkstore.ErrLocked) {
 			return fmt.Errorf("%w: stop the server first", err)
 		}
+		if err != nil {
+			return err
+		}
+		return write(cmd.OutOrStdout(), report, *asJSON)
+	}
+	return cmd
+}
+
+func indexSnapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Write a snapshot of the index into the bucket",
+		Long: "Write a snapshot of the index into the bucket, so that a machine without an index need\n" +
+			"not read the tails of all packs. The last one stays beside it, older ones are removed.\n" +
+			"A running server does it by itself, too: see snapshot-interval.",
+		Args: cobra.NoArgs,
+	}
+	settings := addInspectFlags(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "write JSON")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := settings()
+		if err != nil {
+			return err
+		}
+		report := new(chunkstore.SnapshotReport)
+		err = s.inspect(cmd, "POST /snapshot", report, func(ctx context.Context, store *chunkstore.Store) (err error) {
+			report, err = store.WriteSnapshot(ctx)
+			return err
+		})
 		if err != nil {
 			return err
 		}

@@ -128,6 +128,12 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 	if s.ScrubRate > 0 && !s.Follow { // the writer does, who can write down what it finds
 		group.Go(func() error { return scrub(ctx, store, int64(s.ScrubRate), log) })
 	}
+	if s.SnapshotInterval > 0 && !s.Follow {
+		group.Go(func() error {
+			store.Snapshots(ctx, time.Duration(s.SnapshotInterval))
+			return nil
+		})
+	}
 	log.Info("serving", "listen", listeners[0].Addr().String(), "bucket", s.Bucket, "state", s.State, "version", version())
 	s.advise(stdout, listeners, keys)
 	daemon.SdNotify(false, daemon.SdNotifyReady)

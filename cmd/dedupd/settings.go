@@ -56,22 +56,23 @@ type Settings struct {
 
 	NarInfoMaxAge Duration `toml:"narinfo-max-age" help:"how long proxies and CDNs may keep a narinfo, where everyone may read; a path that was damaged and is not there any more is seen that late"`
 
-	PackSize        Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
-	FlushInterval   Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
-	Ack             string   `toml:"ack" values:"spool bucket" help:"where a path must be before its upload is acknowledged: spool, on this server's disk, or bucket"`
-	AckTimeout      Duration `toml:"ack-timeout" help:"time that an upload waits for the bucket, with ack = bucket, before it is refused; clients of Nix wait for 5m"`
-	ParallelPuts    int      `toml:"parallel-puts" help:"packs that are sent to the bucket at a time"`
-	Memory          Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
-	ScrubRate       Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
-	MaxFile         Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
-	MaxNAR          Bytes    `toml:"max-nar" help:"size of the largest NAR, and of the largest file with one, that can be uploaded"`
-	MaxUploads      int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
-	SpoolSize       Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
-	CacheSize       Bytes    `toml:"cache-size" help:"room in the state directory for what is read from a bucket that is not a directory; 0 for none"`
-	MinFree         Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
-	MaxConnections  int      `toml:"max-connections" help:"connections that clients may have open; beyond that, those that are idle for longest are closed"`
-	IdleTimeout     Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
-	ShutdownTimeout Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
+	PackSize         Bytes    `toml:"pack-size" help:"size at which a pack is sent to the bucket"`
+	FlushInterval    Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
+	Ack              string   `toml:"ack" values:"spool bucket" help:"where a path must be before its upload is acknowledged: spool, on this server's disk, or bucket"`
+	AckTimeout       Duration `toml:"ack-timeout" help:"time that an upload waits for the bucket, with ack = bucket, before it is refused; clients of Nix wait for 5m"`
+	ParallelPuts     int      `toml:"parallel-puts" help:"packs that are sent to the bucket at a time"`
+	Memory           Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
+	ScrubRate        Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
+	SnapshotInterval Duration `toml:"snapshot-interval" help:"time from one snapshot of the index in the bucket to the next, for machines that start without an index; 0 for none"`
+	MaxFile          Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
+	MaxNAR           Bytes    `toml:"max-nar" help:"size of the largest NAR, and of the largest file with one, that can be uploaded"`
+	MaxUploads       int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
+	SpoolSize        Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
+	CacheSize        Bytes    `toml:"cache-size" help:"room in the state directory for what is read from a bucket that is not a directory; 0 for none"`
+	MinFree          Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
+	MaxConnections   int      `toml:"max-connections" help:"connections that clients may have open; beyond that, those that are idle for longest are closed"`
+	IdleTimeout      Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
+	ShutdownTimeout  Duration `toml:"shutdown-timeout" help:"time that running requests have to finish, and then uploads to the bucket, when the server is stopped"`
 
 	Upstreams []Upstream `toml:"upstream" help:"places to look for what the store lacks: tables in the file, see Upstream"`
 	MaxPulls  int        `toml:"max-pulls" help:"NARs that are fetched from upstreams at a time; others wait"`
@@ -94,7 +95,7 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
-		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, MaxFile: 64 << 20,
+		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
 		FollowInterval: Duration(10e9),
 		MaxNAR:         64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
@@ -149,6 +150,7 @@ func (s *Settings) validate() error {
 	need(s.NarInfoMaxAge >= Duration(1e9), "narinfo-max-age is below 1s")
 	need(s.PackSize >= 1<<20 && s.PackSize <= 1<<30, "pack-size is %v, not 1MiB to 1GiB", s.PackSize)
 	need(s.FlushInterval > 0, "flush-interval is not above 0")
+	need(s.SnapshotInterval == 0 || s.SnapshotInterval >= Duration(60e9), "snapshot-interval is %v, neither 0 nor 1m or more", s.SnapshotInterval)
 	need(s.Ack == "spool" || s.Ack == "bucket", "ack is %q, not spool or bucket", s.Ack)
 	need(s.AckTimeout > 0, "ack-timeout is not above 0")
 	need(s.ParallelPuts >= 1 && s.ParallelPuts <= 64, "parallel-puts is %d, not 1 to 64", s.ParallelPuts)

@@ -81,6 +81,7 @@ ack-timeout = "1s"
 parallel-puts = 2
 memory = "1GiB"
 scrub-rate = 0
+snapshot-interval = "1h"
 max-file = "1MiB"
 max-nar = "2MiB"
 max-uploads = 3
@@ -125,7 +126,7 @@ sign = true
 		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
 		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
 		TrustedKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
-		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, MaxFile: 1 << 20,
+		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, SnapshotInterval: Duration(time.Hour), MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
 		MaxPulls: 4, PullCache: 6 << 20, CacheSize: 100 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,
@@ -171,6 +172,7 @@ func TestBadSettings(t *testing.T) {
 		{file: "priority = 1\npriority = 2\n", says: "line 2"},
 		{file: "listen = [1]\n", says: "list of strings"},
 		{file: "flush-interval = 30\n", says: "duration"},
+		{file: "snapshot-interval = \"1s\"\n", says: "snapshot-interval"},
 		{file: "= 1", says: "line 1"},
 		{file: "[[upstream]]\nurl = \"http://x\"\ntrust = true\ntrusted = true\n", says: `there is no setting "upstream.trusted"`},
 		{file: "[[upstream]]\nurl = \"http://x\"\n", says: "upstream 1 (http://x): needs public-keys"},

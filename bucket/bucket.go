@@ -37,12 +37,13 @@ type Info struct {
 type Bucket interface {
 	// Put creates key with the size bytes at the start of r, which may be read
 	// more than once. It never replaces: if key is taken, it is left as it is and
-	// the error is ErrExists; of several racing Puts exactly one returns nil.
+	// the error is ErrExists; of several racing Puts at most one returns nil.
 	//
 	// On nil and on ErrExists the object that is there is durable and complete
 	// (after ErrExists the caller still has to compare it with its own). After any
 	// other error the object is either absent or complete, never partial, and it
-	// may still appear: a Put whose answer was lost has arrived all the same.
+	// may still appear: a Put whose answer was lost has arrived all the same. So a Put
+	// may also find, with ErrExists, what it has written itself.
 	// If r has fewer than size bytes the error is io.ErrUnexpectedEOF, and the
 	// object is absent.
 	Put(ctx context.Context, key string, r io.ReaderAt, size int64) error

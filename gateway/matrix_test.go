@@ -34,6 +34,7 @@ func TestMatrix(t *testing.T) {
 		{"CA realisations", testNixRealisations},
 		{"pull-through", testNixPulls},
 		{"local store", testNixLocalStore},
+		{"S3 that fails", testNixOnFaultyS3},
 	} {
 		t.Run(tt.what, tt.test)
 	}

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -25,7 +26,8 @@ const (
 )
 
 // A bucketFault is a way in which an operation goes wrong. None is against the contract of
-// bucket.Bucket, but for those that lie: what they do is damage.
+// bucket.Bucket, but for those that lie: what they do is damage. Some are what only S3 does:
+// a Put that finds its own earlier attempt, or that arrives when everybody has forgotten it.
 type bucketFault struct {
 	name string
 	on   operation
@@ -35,12 +37,14 @@ type bucketFault struct {
 
 // A bucketCall is an operation about to be done.
 type bucketCall struct {
-	b    *faultyBucket
-	op   operation
-	do   func() error // does it
-	p    []byte       // of a read, where it goes to
-	late func()       // of a Put, does it some time after this
-	rng  *rand.Rand
+	b         *faultyBucket
+	op        operation
+	do        func() error // does it
+	p         []byte       // of a read, where it goes to
+	stale     bool         // of a list: leave some out
+	late      func()       // of a Put, does it some time after this, if its machine still runs
+	muchLater func()       // does it even if not
+	rng       *rand.Rand
 }
 
 var errBucket = errors.New("the bucket failed, as the simulation wants it")
@@ -52,6 +56,8 @@ var bucketFaults = []bucketFault{
 	{"list fails", opList, false, func(*bucketCall) error { return errBucket }},
 	{"error afterwards", opPut | opDelete, false, func(c *bucketCall) error { return errors.Join(c.do(), errBucket) }},
 	{"done later", opPut, false, func(c *bucketCall) error { c.late(); return errBucket }},
+	{"done much later", opPut, false, func(c *bucketCall) error { c.muchLater(); return errBucket }},
+	{"finds itself", opPut, false, func(c *bucketCall) error { return cmp.Or(c.do(), error(bucket.ErrExists)) }},
 	{"timeout", opAll, false, func(c *bucketCall) error { c.wait(50); return context.DeadlineExceeded }},
 	{"slow", opAll, false, func(c *bucketCall) error { c.wait(30); return c.do() }},
 	{"wrong bytes", opRead, true, func(c *bucketCall) error {
@@ -67,6 +73,7 @@ var bucketFaults = []bucketFault{
 		}
 		return io.ErrUnexpectedEOF
 	}},
+	{"stale list", opList, true, func(c *bucketCall) error { c.stale = true; return c.do() }},
 }
 
 func (c *bucketCall) wait(ms int) { time.Sleep(time.Duration(1+c.rng.IntN(ms)) * time.Millisecond) }
@@ -109,7 +116,7 @@ func (b *faultyBucket) failures() uint64 {
 }
 
 // run does an operation, well or not.
-func (b *faultyBucket) run(ctx context.Context, op operation, c bucketCall) error {
+func (b *faultyBucket) run(ctx context.Context, op operation, c *bucketCall) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -132,7 +139,7 @@ func (b *faultyBucket) run(ctx context.Context, op operation, c bucketCall) erro
 	if f.lies {
 		b.lie()
 	}
-	err := f.do(&c)
+	err := f.do(c)
 	if err != nil {
 		b.mu.Lock()
 		b.failed++
@@ -142,37 +149,41 @@ func (b *faultyBucket) run(ctx context.Context, op operation, c bucketCall) erro
 }
 
 func (b *faultyBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64) error {
-	return b.run(ctx, opPut, bucketCall{
-		do: func() error { return b.Bucket.Put(ctx, key, r, size) },
-		late: func() {
-			data := make([]byte, size)
-			if _, err := r.ReadAt(data, 0); err != nil && err != io.EOF {
-				return
-			}
-			b.mu.Lock()
-			wait := time.Duration(b.rng.IntN(100)) * time.Millisecond
-			b.mu.Unlock()
-			b.later.Go(func() {
-				time.Sleep(wait)
-				b.mu.Lock()
-				dead := b.dead
-				b.mu.Unlock()
-				if !dead {
-					b.Bucket.Put(context.WithoutCancel(ctx), key, bytes.NewReader(data), size)
-				}
-			})
-		},
+	return b.run(ctx, opPut, &bucketCall{
+		do:        func() error { return b.Bucket.Put(ctx, key, r, size) },
+		late:      func() { b.putLater(ctx, key, r, size, 100, false) },
+		muchLater: func() { b.putLater(ctx, key, r, size, 500, true) },
+	})
+}
+
+// putLater puts within so many milliseconds, unless the machine is dead by then, or always.
+func (b *faultyBucket) putLater(ctx context.Context, key string, r io.ReaderAt, size int64, ms int, always bool) {
+	data := make([]byte, size)
+	if _, err := r.ReadAt(data, 0); err != nil && err != io.EOF {
+		return
+	}
+	b.mu.Lock()
+	wait := time.Duration(b.rng.IntN(ms)) * time.Millisecond
+	b.mu.Unlock()
+	b.later.Go(func() {
+		time.Sleep(wait)
+		b.mu.Lock()
+		dead := b.dead
+		b.mu.Unlock()
+		if always || !dead {
+			b.Bucket.Put(context.WithoutCancel(ctx), key, bytes.NewReader(data), size)
+		}
 	})
 }
 
 func (b *faultyBucket) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	return b.run(ctx, opRead, bucketCall{p: p, do: func() error { return b.Bucket.ReadAt(ctx, key, p, off) }})
+	return b.run(ctx, opRead, &bucketCall{p: p, do: func() error { return b.Bucket.ReadAt(ctx, key, p, off) }})
 }
 
 // Read breaks off in the middle when it fails.
 func (b *faultyBucket) Read(ctx context.Context, key string, off, n int64, w io.Writer) error {
 	data := make([]byte, n)
-	err := b.run(ctx, opRead, bucketCall{p: data, do: func() error { return b.Bucket.ReadAt(ctx, key, data, off) }})
+	err := b.run(ctx, opRead, &bucketCall{p: data, do: func() error { return b.Bucket.ReadAt(ctx, key, data, off) }})
 	if err != nil && n > 1 {
 		return errors.Join(err, b.Bucket.Read(ctx, key, off, n/2, w))
 	} else if err != nil {
@@ -183,7 +194,7 @@ func (b *faultyBucket) Read(ctx context.Context, key string, off, n int64, w io.
 }
 
 func (b *faultyBucket) Stat(ctx context.Context, key string) (info bucket.Info, err error) {
-	err = b.run(ctx, opStat, bucketCall{do: func() (err error) {
+	err = b.run(ctx, opStat, &bucketCall{do: func() (err error) {
 		info, err = b.Bucket.Stat(ctx, key)
 		return err
 	}})
@@ -191,9 +202,18 @@ func (b *faultyBucket) Stat(ctx context.Context, key string) (info bucket.Info, 
 }
 
 func (b *faultyBucket) List(ctx context.Context, prefix, after string, fn func(bucket.Info) error) error {
-	return b.run(ctx, opList, bucketCall{do: func() error { return b.Bucket.List(ctx, prefix, after, fn) }})
+	var c bucketCall
+	c.do = func() error {
+		return b.Bucket.List(ctx, prefix, after, func(i bucket.Info) error {
+			if c.stale && c.rng.IntN(3) == 0 {
+				return nil
+			}
+			return fn(i)
+		})
+	}
+	return b.run(ctx, opList, &c)
 }
 
 func (b *faultyBucket) Delete(ctx context.Context, key string) error {
-	return b.run(ctx, opDelete, bucketCall{do: func() error { return b.Bucket.Delete(ctx, key) }})
+	return b.run(ctx, opDelete, &bucketCall{do: func() error { return b.Bucket.Delete(ctx, key) }})
 }

@@ -26,6 +26,7 @@ type flight struct {
 	length  int  // bytes of the block that it brings
 	slotted bool // place.slot is for it, and nobody else's
 	place   place
+	landing bool // it has come, and is being written
 	arrived bool
 	wants   []*want
 }
@@ -184,6 +185,7 @@ func (fl *flight) arrive(data []byte) error {
 	c := fl.fetch.cache
 	c.mu.Lock()
 	wants := fl.take()
+	fl.landing = true
 	c.mu.Unlock()
 	served := len(wants) > 0
 	finish(wants, data, nil) // first of all
@@ -274,13 +276,15 @@ func (c *Cache) release(f *fetch) {
 		return
 	}
 	for _, fl := range f.flights {
-		if fl.arrived {
+		switch {
+		case fl.arrived:
 			c.settle(fl)
-			continue
-		}
-		f.cancel()
-		if c.flights[fl.id] == fl {
-			delete(c.flights, fl.id) // its slot is free when nobody writes to it any more
+		case fl.landing: // it is settled when it has arrived
+		default:
+			f.cancel()
+			if c.flights[fl.id] == fl {
+				delete(c.flights, fl.id) // its slot is free when nobody writes to it any more
+			}
 		}
 	}
 }

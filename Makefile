@@ -2,14 +2,15 @@
 # make race    the same with the race detector
 # make ci      everything that CI runs
 # make powercut TIME=10m    cut the power of a server's disk again and again; as root
-# make faults FAULTS=all     break the disk, kill the server and cut its power, at every operation of a run
+# make faults FAULTS=all     break the disk and S3, kill the server and cut its power, at every operation of a run
+# make kills TIME=10m    kill the server and its MinIO while clients upload; for twice that long
 # make simulate TIME=1h     the simulation, from SEED=… on or from anywhere
 # make docs    the manual pages, in man/, and contrib/dedupd.toml
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
 
 GO ?= go
 
-.PHONY: build test race vet ci faults simulate docs bench powercut deps clean
+.PHONY: build test race vet ci faults kills simulate docs bench powercut deps clean
 
 build:
 	$(GO) build -o dedupd ./cmd/dedupd
@@ -28,7 +29,11 @@ ci:
 
 faults: FAULTS ?= all
 faults:
-	DEDUPD_FAULTS=$(FAULTS) $(GO) test -count 1 -p 1 -timeout 0 -v -run '^(TestFault|TestKillPoints)' ./chunkstore ./cmd/dedupd
+	DEDUPD_FAULTS=$(FAULTS) scripts/with-deps $(GO) test -count 1 -p 1 -timeout 0 -v -run '^(TestFault|TestKillPoints)' ./chunkstore ./cmd/dedupd
+
+kills: TIME ?= 10m
+kills:
+	DEDUPD_KILLS=$(TIME) scripts/with-deps $(GO) test -count 1 -timeout 0 -v -run '^TestKillS3$$' ./cmd/dedupd
 
 simulate: TIME ?= 1h
 simulate:

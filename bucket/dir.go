@@ -68,6 +68,9 @@ func openDir(path string) (*Dir, error) {
 	return d, nil
 }
 
+// Path returns the directory.
+func (d *Dir) Path() string { return d.path }
+
 // makeDir creates the directory at path, durably, unless it exists.
 func makeDir(path string) error {
 	if err := os.Mkdir(path, 0o755); errors.Is(err, fs.ErrExist) {

@@ -77,7 +77,7 @@ type admission struct {
 func newAdmission(l Limits, state string, spool *uploader, log *slog.Logger) *admission {
 	return &admission{
 		limits: l, log: log, spool: spool,
-		free:  func() (int64, error) { return freeSpace(state) },
+		free:  func() (int64, error) { return FreeSpace(state) },
 		slots: semaphore.NewWeighted(int64(l.MaxUploads)), closing: make(chan struct{}),
 	}
 }

@@ -324,10 +324,10 @@ func TestDiskLow(t *testing.T) {
 }
 
 func TestFreeSpace(t *testing.T) {
-	if n, err := freeSpace(t.TempDir()); err != nil || n <= 0 {
+	if n, err := FreeSpace(t.TempDir()); err != nil || n <= 0 {
 		t.Errorf("got %d (%v)", n, err)
 	}
-	if _, err := freeSpace(filepath.Join(t.TempDir(), "missing")); err == nil {
+	if _, err := FreeSpace(filepath.Join(t.TempDir(), "missing")); err == nil {
 		t.Error("a missing directory has free space")
 	}
 }

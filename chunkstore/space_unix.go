@@ -4,9 +4,9 @@ package chunkstore
 
 import "golang.org/x/sys/unix"
 
-// freeSpace returns how many bytes this process can still write to the file system that
+// FreeSpace returns how many bytes this process can still write to the file system that
 // dir is on.
-func freeSpace(dir string) (int64, error) {
+func FreeSpace(dir string) (int64, error) {
 	var st unix.Statfs_t
 	for {
 		if err := unix.Statfs(dir, &st); err != unix.EINTR {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/spf13/cobra"
 
@@ -36,6 +37,9 @@ func doctorCommand() *cobra.Command {
 			report = func(f bucket.Finding) { e.Encode(f) }
 		}
 		b, ok := bucket.Examine(cmd.Context(), s.Bucket, report)
+		if dir, is := b.(*bucket.Dir); is {
+			report(freeSpace(dir.Path()))
+		}
 		if b != nil {
 			ok = examineRepository(cmd.Context(), b, report) && ok
 		}
@@ -71,3 +75,23 @@ func examineRepository(ctx context.Context, b bucket.Bucket, report func(bucket.
 	report(f)
 	return err == nil || errors.Is(err, bucket.ErrNotFound)
 }
+
+// freeSpace says how much room a directory has.
+func freeSpace(dir string) bucket.Finding {
+	f := bucket.Finding{Check: "space", Status: bucket.StatusOK}
+	free, err := chunkstore.FreeSpace(dir)
+	switch {
+	case err != nil:
+		f.Status, f.Found, f.Advice = bucket.StatusWarn, err.Error(), "how much room there is cannot be told"
+	case free == math.MaxInt64:
+		f.Found = "is not known on this system"
+	case free < lowSpace:
+		f.Status, f.Found, f.Advice = bucket.StatusWarn, fmt.Sprintf("%d MB are free", free/1e6), "a bucket that is full takes no packs, and uploads wait"
+	default:
+		f.Found = fmt.Sprintf("%d MB are free", free/1e6)
+	}
+	return f
+}
+
+// lowSpace is what a bucket should have free, in bytes.
+const lowSpace = 5e9

@@ -1,14 +1,17 @@
 package chunkstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"io"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/bucket/s3test"
 )
 
 // A countedBucket counts what is read of packs.
@@ -145,4 +148,44 @@ func TestFragmentedReads(t *testing.T) {
 	if got := b.streams.Load(); got > 100 {
 		t.Errorf("%d requests for 12 packs", got)
 	}
+}
+
+// A download whose bucket fails for good in the middle ends with an error after right bytes,
+// and that is no damage. TestFaultRequests has what goes by.
+func TestDownloadIsCut(t *testing.T) {
+	rnd := testSeed(t)
+	server := s3test.Start(t, "versitygw")
+	server.NewBucket(t, "bucket")
+	proxy := s3test.NewProxy(t, server.Endpoint)
+	b, err := bucket.OpenS3(t.Context(), server.URL("bucket", proxy.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testStore(t, t.TempDir(), func(o *Options) { o.Bucket, o.CacheSize = b, 64<<20 })
+	data := makeNAR(t, testFile{name: "a", data: noise(9<<20, 1)})
+	putNAR(t, s, data)
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Half of the first answer comes, and then nothing any more.
+	proxy.Set(func(n int64, _ *http.Request) *s3test.Fault {
+		if n == 1 {
+			return s3test.Truncated
+		}
+		return s3test.Revoked
+	})
+	o, err := s.Object(t.Context(), sha256.Sum256(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	err = o.WritePlain(t.Context(), &got, 0, o.Size())
+	if err == nil || isDamage(err) || got.Len() == 0 || !bytes.HasPrefix(data, got.Bytes()) {
+		t.Errorf("%d bytes, of %d, and the error %v", got.Len(), len(data), err)
+	}
+	if s.DamageCount() != 0 {
+		t.Error("a bucket that fails was taken for damage")
+	}
+	proxy.Set(nil)
+	checkNAR(t, s, rnd, data)
 }

@@ -42,7 +42,7 @@ func (l *s3Life) open(ctx context.Context, endpoint string) (s *Store, err error
 	repo.MinSize, repo.AverageBits, repo.MaxSize = 4<<10, 13, 64<<10
 	return Open(ctx, Options{
 		State: l.state, Bucket: b, Repository: repo, PackSize: 128 << 10, FlushInterval: time.Hour, Log: discard(),
-		IndexMemory: 128 << 10, RetryInterval: 5 * time.Millisecond,
+		IndexMemory: 128 << 10, RetryInterval: 5 * time.Millisecond, CacheSize: 16 << 20,
 	})
 }
 

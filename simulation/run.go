@@ -136,6 +136,7 @@ func (r *run) settings() {
 		PieceMemory:   pick[int64](rng, 2<<20, 16<<20),
 		PlanCache:     pick[int64](rng, 1, 64<<10, 8<<20),
 		IndexMemory:   pick(rng, 1<<10, 64<<10, 8<<20),
+		CacheSize:     pick[int64](rng, 0, 16<<20),
 		RetryInterval: time.Duration(2+rng.IntN(20)) * time.Millisecond,
 		Limits: chunkstore.Limits{
 			MaxUploads: 1 + rng.IntN(8),

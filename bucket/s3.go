@@ -99,6 +99,21 @@ func (s *S3) probe(ctx context.Context) error {
 	return nil
 }
 
+// Overwrites says whether b, or what is below wrappers, may replace an object when two Puts
+// of it meet.
+func Overwrites(b Bucket) bool {
+	for {
+		switch v := b.(type) {
+		case *S3:
+			return v.cfg.overwrites
+		case interface{ Unwrap() Bucket }:
+			b = v.Unwrap()
+		default:
+			return false
+		}
+	}
+}
+
 // String implements Bucket.
 func (s *S3) String() string { return s.cfg.String() }
 

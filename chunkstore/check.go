@@ -238,7 +238,7 @@ func (c *checker) checkBucket(ctx context.Context) error {
 		text, isPack := strings.CutPrefix(info.Key, packPrefix)
 		name, err := packfile.ParseName(strings.TrimSuffix(text, packSuffix))
 		switch {
-		case info.Key == repositoryKey:
+		case info.Key == repositoryKey, strings.HasPrefix(info.Key, leasePrefix):
 		case isSnapshotKey(info.Key): // of which there may be one that is not complete
 		case !isPack || err != nil:
 			c.problem("the bucket holds %s, which is not dedupd's", info.Key)

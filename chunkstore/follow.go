@@ -422,6 +422,9 @@ func (s *Store) Writable() error {
 	if s.follower != nil {
 		return ErrReadOnly
 	}
+	if err := s.leaseLost.Load(); err != nil {
+		return *err
+	}
 	return nil
 }
 

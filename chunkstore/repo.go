@@ -3,8 +3,6 @@ package chunkstore
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -116,9 +114,7 @@ func openRepository(ctx context.Context, b bucket.Bucket, want Repository, creat
 		return Repository{}, fmt.Errorf("there is no repository in %s to follow, or that the state directory belongs to: is this the right bucket?", b)
 	}
 	if errors.Is(err, bucket.ErrNotFound) {
-		var id [16]byte
-		rand.Read(id[:]) // never fails
-		want.ID = hex.EncodeToString(id[:])
+		want.ID = randomID()
 		data := want.encode()
 		err = b.Put(ctx, repositoryKey, bytes.NewReader(data), int64(len(data)))
 		if err != nil && !errors.Is(err, bucket.ErrExists) {

@@ -168,7 +168,9 @@ type Store struct {
 	rebuilt   RebuildReport  // what Open has done to the index
 	recovered RecoveryReport // what Open has found and done
 	leftOut   leftOut
-	follower  *follower            // nil for a writer
+	follower  *follower // nil for a writer
+	lease     *lease    // nil for none
+	leaseLost atomic.Pointer[error]
 	damages   atomic.Uint64        // how often this process has found chunks damaged
 	marked    atomic.Uint64        // the same, counted when everybody sees it
 	wasIntact atomic.Pointer[bool] // what intact has found; nil before it has looked
@@ -182,7 +184,9 @@ type Store struct {
 
 	committing errgroup.Group
 	uploading  errgroup.Group
+	leasing    errgroup.Group
 	stopUpload context.CancelFunc // and following
+	stopLease  context.CancelFunc
 }
 
 // Open opens the repository in opts.Bucket, or creates it, and takes the state directory
@@ -325,6 +329,7 @@ func (s *Store) Close(ctx context.Context) error {
 	s.stopUpload()
 	s.uploading.Wait()
 	s.uploader.drain(ctx)
+	s.giveBack(ctx)
 	s.ledger.save()
 	return errors.Join(err, s.release())
 }

@@ -37,6 +37,7 @@ func serveCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	settings := addFlags(cmd)
+	takeOver := cmd.Flags().Bool("take-over", false, "write to the bucket although another server may do so; for when that one is gone and its lease is not over")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		s, err := settings()
 		if err != nil {
@@ -44,13 +45,13 @@ func serveCommand() *cobra.Command {
 		}
 		log, flush := s.bufferedLogger(cmd.ErrOrStderr())
 		defer flush()
-		return serve(cmd.Context(), s, cmd.OutOrStdout(), log)
+		return serve(cmd.Context(), s, *takeOver, cmd.OutOrStdout(), log)
 	}
 	return cmd
 }
 
 // serve runs a server until ctx ends.
-func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger) (err error) {
+func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, log *slog.Logger) (err error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		// The limit is for what Go knows of. The rest is mapped files and stacks of threads.
 		debug.SetMemoryLimit(int64(s.Memory) / 5 * 4)
@@ -95,6 +96,11 @@ func serve(ctx context.Context, s *Settings, stdout io.Writer, log *slog.Logger)
 		return err
 	}
 	counts.Requests(store, price)
+	if !s.Follow {
+		if err := store.AcquireLease(ctx, chunkstore.LeaseOptions{TTL: time.Duration(s.LeaseTTL), TakeOver: takeOver}); err != nil {
+			return err
+		}
+	}
 	puller, err := s.openPuller(ctx, store, keys, counts, log)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ type Settings struct {
 	State          string   `toml:"state" help:"directory for the index, and for what is not in the bucket yet; on a disk that is synced, for one server only"`
 	Follow         bool     `toml:"follow" help:"only read: serve what another server writes to the same bucket"`
 	FollowInterval Duration `toml:"follow-interval" help:"how often to look for what was written, with follow; a path that is missed is looked for after a tenth of that"`
+	LeaseTTL       Duration `toml:"lease-ttl" help:"how long this server, once it is gone without notice, keeps another one with another state directory from writing to the bucket"`
 	WriterURL      string   `toml:"writer-url" help:"where clients are told to upload, with follow"`
 
 	Listen List `toml:"listen" help:"addresses to serve on: host:port, unix:/path, unix:/path?mode=0660, or systemd for the sockets that it passes"`
@@ -96,8 +97,8 @@ func defaultSettings() *Settings {
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
 		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
-		FollowInterval: Duration(10e9),
-		MaxNAR:         64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
+		FollowInterval: Duration(10e9), LeaseTTL: Duration(3 * 60e9),
+		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
 		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
@@ -132,6 +133,7 @@ func (s *Settings) validate() error {
 	need(s.Bucket != "", "bucket is not set, and there is no home directory for the default")
 	need(s.State != "", "state is not set, and there is no home directory for the default")
 	need(s.FollowInterval >= Duration(1e8), "follow-interval is below 100ms")
+	need(s.LeaseTTL >= Duration(1e9) && s.LeaseTTL <= Duration(3600e9), "lease-ttl is not 1s to 1h")
 	need(s.WriterURL == "" || isURL(s.WriterURL), "writer-url is %q, not http://… or https://…", s.WriterURL)
 	need(len(s.Listen) > 0, "listen is empty")
 	for _, addr := range s.Listen {

@@ -57,6 +57,7 @@ bucket = "file:///toml"
 state = "/toml"
 follow = true
 follow-interval = "3s"
+lease-ttl = "6s"
 writer-url = "https://writer.example"
 listen = ["127.0.0.1:1", "[::1]:1"]
 tls-cert = "/cert"
@@ -121,7 +122,7 @@ sign = true
 `
 	no := false
 	want := &Settings{
-		Bucket: "file:///toml", State: "/toml", Follow: true, FollowInterval: Duration(3 * time.Second), WriterURL: "https://writer.example",
+		Bucket: "file:///toml", State: "/toml", Follow: true, FollowInterval: Duration(3 * time.Second), LeaseTTL: Duration(6 * time.Second), WriterURL: "https://writer.example",
 		Listen: List{"127.0.0.1:1", "[::1]:1"}, StoreDir: "/toml/store", Splitter: "fastcdc",
 		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
 		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},

@@ -67,7 +67,7 @@ type RebuildReport struct {
 	// applied.
 	Snapshot string `json:"snapshot,omitempty"`
 	Restored int    `json:"restored,omitempty"`
-	Omitted int `json:"omitted"` // commits that rely on packs that are missing
+	Omitted  int    `json:"omitted"` // commits that rely on packs that are missing
 	// Missing are packs that the old index had, and that are gone. It is empty when the
 	// old index could not be read, too.
 	Missing []string `json:"missing"`

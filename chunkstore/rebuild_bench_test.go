@@ -28,12 +28,12 @@ const (
 	benchNARChunks  = 30
 )
 
-// writeBenchPack writes a pack as it is in a bucket, but with a hole for its frames.
-func writeBenchPack(tb testing.TB, dir string, n int) error {
+// benchPack returns what a pack holds, with frames that take so many bytes for each byte of
+// a chunk, and where they end.
+func benchPack(tb testing.TB, n int, ratio float64) (name packfile.Name, entries []packfile.Entry, frames int64) {
 	rnd := rand.New(rand.NewPCG(uint64(n), 0))
-	name := packfile.Name{Writer: [10]byte{1}, Seq: uint64(n + 1)}
-	var entries []packfile.Entry
-	frames := int64(packfile.HeaderSize)
+	name = packfile.Name{Writer: [10]byte{1}, Seq: uint64(n + 1)}
+	frames = packfile.HeaderSize
 	for range benchPackChunks / benchNARChunks {
 		var e packfile.Entry
 		r := recipe{}
@@ -43,7 +43,7 @@ func writeBenchPack(tb testing.TB, dir string, n int) error {
 			for i := 0; i < len(c.ID); i += 8 {
 				binary.LittleEndian.PutUint64(c.ID[i:], rnd.Uint64())
 			}
-			f := packfile.FrameInfo{Kind: packfile.KindPatch, Prefix: 1, Payload: int(c.Len) * 2 / 3, CRC: rnd.Uint32(), Chunks: []packfile.Chunk{c}}
+			f := packfile.FrameInfo{Kind: packfile.KindPatch, Prefix: 1, Payload: int(float64(c.Len) * ratio), CRC: rnd.Uint32(), Chunks: []packfile.Chunk{c}}
 			e.Frames = append(e.Frames, f)
 			frames += f.Size()
 			r.items = append(r.items, item{id: c.ID, len: c.Len})
@@ -61,6 +61,12 @@ func writeBenchPack(tb testing.TB, dir string, n int) error {
 		}}).Append(nil)
 		entries = append(entries, e)
 	}
+	return name, entries, frames
+}
+
+// writeBenchPack writes a pack as it is in a bucket, but with a hole for its frames.
+func writeBenchPack(tb testing.TB, dir string, n int) error {
+	name, entries, frames := benchPack(tb, n, 2./3)
 	tail, err := packfile.AppendTail(nil, name, entries)
 	if err != nil {
 		return err

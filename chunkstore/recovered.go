@@ -15,7 +15,7 @@ type RecoveryReport struct {
 	Applied     int           `json:"applied"` // packs that the index on disk did not have
 	IndexAnew   bool          `json:"index_anew"`
 	Snapshot    string        `json:"snapshot,omitempty"` // that the index was made from
-	Uploads     int           `json:"uploads"` // packs that the bucket does not have yet
+	Uploads     int           `json:"uploads"`            // packs that the bucket does not have yet
 	UploadBytes int64         `json:"upload_bytes"`
 	Elapsed     time.Duration `json:"elapsed_ns"`
 

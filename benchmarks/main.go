@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -41,6 +42,7 @@ type settings struct {
 	splitter   string
 	size       int64
 	chunks     int
+	packs      int
 	json       bool
 	serveFlags string
 	binary     string
@@ -59,6 +61,7 @@ var benchmarks = []struct {
 	{"memory", "peak memory of 16 uploads at once", memory},
 	{"index", "index of ten million chunks", indexes},
 	{"rebuild", "making the index of ten million chunks from packs", rebuild},
+	{"newmachine", "making the index of a thousand packs on MinIO, and from a snapshot", newMachine},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 	{"pull", "a NAR that only an upstream has, against the upstream itself", pulls},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
@@ -93,6 +96,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&s.parallel, "parallel", 4, "uploads at once, but for memory")
 	flags.StringVar(&s.splitter, "splitter", "rabin", "splitter, but for ingest-*, which measure both")
 	flags.Int64Var(&s.size, "size", 500e6, "memory: bytes of each NAR")
+	flags.IntVar(&s.packs, "packs", 1000, "newmachine: packs")
 	flags.IntVar(&s.chunks, "chunks", 10_000_000, "index and rebuild: chunks")
 	flags.BoolVar(&s.json, "json", false, "print JSON")
 	flags.StringVar(&s.binary, "dedupd", "", "measure this `binary` instead of the checkout's")
@@ -145,7 +149,7 @@ func runOne(ctx context.Context, s settings, name, flags string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-		if b.dedupd == "" && name != "index" && name != "rebuild" && name != "dump" {
+		if b.dedupd == "" && !slices.Contains([]string{"index", "rebuild", "newmachine", "dump"}, name) {
 			if b.dedupd, err = buildServer(ctx, b.work); err != nil {
 				return err
 			}

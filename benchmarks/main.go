@@ -54,6 +54,7 @@ var benchmarks = []struct {
 }{
 	{"stored", "bytes and objects in the bucket, four generations, against .nar.xz", stored},
 	{"puts", "requests to MinIO for each store path, uploading the corpus", puts},
+	{"scatter", "what it costs, and gives, to keep NARs in few packs", scatter},
 	{"ingest-known", "CPU of ingesting NARs that are stored, against sha256sum", ingestKnown},
 	{"ingest-new", "CPU of ingesting new NARs, against sha256sum + zstd -3", ingestNew},
 	{"serve", "serving .nar.zst from the page cache, against nginx", serve},
@@ -149,7 +150,7 @@ func runOne(ctx context.Context, s settings, name, flags string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-		if b.dedupd == "" && !slices.Contains([]string{"index", "rebuild", "newmachine", "dump"}, name) {
+		if b.dedupd == "" && !slices.Contains([]string{"index", "rebuild", "newmachine", "dump", "scatter"}, name) {
 			if b.dedupd, err = buildServer(ctx, b.work); err != nil {
 				return err
 			}

@@ -47,10 +47,17 @@ func (a *applier) flush(ctx context.Context) error {
 }
 
 func (a *applier) get(ctx context.Context, t index.Table, key []byte) ([]byte, error) {
-	if v, ok := a.rows[rowKey{t, string(key)}]; ok {
+	if v, ok := a.rows[rowKey{t, string(key)}]; ok && v == nil {
+		return nil, index.ErrNotFound
+	} else if ok {
 		return v, nil
 	}
 	return a.ix.Get(ctx, t, key)
+}
+
+func (a *applier) delete(t index.Table, key []byte) {
+	a.rows[rowKey{t, string(key)}] = nil
+	a.batch.Delete(t, key)
 }
 
 func (a *applier) put(t index.Table, key, v []byte) {
@@ -69,8 +76,8 @@ func (a *applier) chunk(ctx context.Context, id packfile.ID) (index.Location, er
 }
 
 // frames adds the frames that lie one after another from offset on in the pack. A chunk
-// that is in several packs is the one in the pack with the highest name: of a chunk that
-// was damaged and stored again that is the good one.
+// that is in several packs is the one in the pack with the highest name, and the others
+// are its copies.
 func (a *applier) frames(ctx context.Context, number uint32, pack packfile.Name, offset int64, frames []packfile.FrameInfo) error {
 	known, err := a.knownChunks(ctx, frames)
 	if err != nil {
@@ -86,13 +93,8 @@ func (a *applier) frames(ctx context.Context, number uint32, pack packfile.Name,
 				old = known[0]
 			}
 			known = known[1:]
-			better, err := a.better(ctx, pack, c.ID, old, l)
-			if err != nil {
+			if err := a.place(ctx, pack, c.ID, old, l); err != nil {
 				return err
-			}
-			if better {
-				a.chunks[c.ID] = l
-				a.batch.PutChunk(index.Key(c.ID), l)
 			}
 		}
 		offset += f.Size()
@@ -113,20 +115,33 @@ func (a *applier) knownChunks(ctx context.Context, frames []packfile.FrameInfo) 
 	return known, a.ix.Chunks(ctx, keys, known)
 }
 
-// better says whether l, which is in pack, is a better place for a chunk than the one
-// that is known.
-func (a *applier) better(ctx context.Context, pack packfile.Name, id packfile.ID, known, l index.Location) (bool, error) {
-	if known == l {
-		return false, nil
+// place says that a chunk that is known at old, if anywhere, is also at l, which is in pack.
+func (a *applier) place(ctx context.Context, pack packfile.Name, id packfile.ID, old, l index.Location) error {
+	if old == l {
+		return nil
 	}
-	if known.Pack != 0 {
-		name, err := a.ix.PackName(ctx, known.Pack)
-		if err != nil || name >= pack.String() {
-			return false, err
+	if damaged, err := a.damaged(ctx, &damage{pack, l.Offset, id}); err != nil || damaged {
+		return err
+	}
+	if old.Pack != 0 {
+		text, err := a.ix.PackName(ctx, old.Pack)
+		if err != nil {
+			return err
+		}
+		other, err := packfile.ParseName(text)
+		if err != nil {
+			return err
+		}
+		if comparePacks(other, pack) >= 0 {
+			return a.addCopy(ctx, id, pack, l)
+		}
+		if err := a.addCopy(ctx, id, other, old); err != nil {
+			return err
 		}
 	}
-	damaged, err := a.damaged(ctx, &damage{pack, l.Offset, id})
-	return !damaged, err
+	a.chunks[id] = l
+	a.batch.PutChunk(index.Key(id), l)
+	return nil
 }
 
 // frameLocation is where the i-th chunk of a frame is, start bytes into what it decodes to.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
@@ -104,6 +105,14 @@ func indexRows(t testing.TB, ix index.Index) (rows []string) {
 			t.Fatal(err)
 		}
 	}
+	err = s.ForEach(ctx, index.Meta, []byte(copiesPrefix), func(k, v []byte) error {
+		copies, err := decodeCopies(v)
+		rows = append(rows, fmt.Sprintf("%x %+v", k, copies))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return rows
 }
 
@@ -154,10 +163,7 @@ func TestApplyInAnyOrder(t *testing.T) {
 			permutations(len(packs), func(order []int) {
 				again := slices.Concat(order, order[2:], order[:1])
 				got := applyPacks(t, packs, again, n%2 == 0)
-				if n++; len(shared) > 1<<10 {
-					// Either copy of a chunk is good.
-					got = slices.DeleteFunc(got, func(row string) bool { return strings.HasPrefix(row, "chunk") })
-				}
+				n++
 				if want == nil {
 					want = got
 				}
@@ -169,6 +175,72 @@ func TestApplyInAnyOrder(t *testing.T) {
 				t.Errorf("only %d rows", len(want))
 			}
 		})
+	}
+}
+
+// TestCopiesInAnyOrder applies, in every order, packs that have a chunk in common, and
+// others that say that it is damaged in some of them. It is in the one with the highest
+// name in which it is not, and nowhere if there is none.
+func TestCopiesInAnyOrder(t *testing.T) {
+	rnd := testSeed(t)
+	enc, err := packfile.NewEncoder(packfile.LevelDefault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := randomData(rnd, 100<<10)
+	id := packfile.ChunkID(data, nil)
+	f, err := enc.Encode(id, data, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(seq int) packfile.Name { return packfile.Name{Writer: [10]byte{1}, Seq: uint64(seq)} }
+	for _, test := range []struct {
+		packs   int
+		damaged []int
+	}{{3, nil}, {3, []int{1}}, {3, []int{3}}, {3, []int{2, 3}}, {2, []int{1, 2}}} {
+		damaged := test.damaged
+		var packs []*packfile.Pack
+		add := func(seq int, frames []byte, e packfile.Entry) {
+			dir := t.TempDir()
+			b, err := bucket.OpenDir(filepath.Join(dir, "bucket"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			putPack(t, b, name(seq), append(packfile.Header(name(seq)), frames...), []packfile.Entry{e})
+			packs = append(packs, readPacks(t, dir)...)
+		}
+		for seq := 1; seq <= test.packs; seq++ {
+			add(seq, f.Stored, packfile.Entry{Frames: []packfile.FrameInfo{f.Info()}})
+		}
+		want := "nowhere"
+		for seq := 1; seq <= test.packs; seq++ {
+			if !slices.Contains(damaged, seq) {
+				want = name(seq).String()
+			}
+		}
+		for _, seq := range damaged {
+			d := damage{name(seq), packfile.HeaderSize, id}
+			c := packfile.Commit{Records: []packfile.Record{{Type: packfile.RecordDamage, Body: d.encode()}}}
+			add(10-seq, nil, packfile.Entry{Commit: c.Append(nil)})
+		}
+		var rows []string
+		n := 0
+		permutations(len(packs), func(order []int) {
+			got := applyPacks(t, packs, slices.Concat(order, order[:2]), n%2 == 0)
+			if n++; rows == nil {
+				rows = got
+			}
+			if !slices.Equal(got, rows) {
+				t.Errorf("damaged in %v, order %v: got\n%s\nwant\n%s", damaged, order, strings.Join(got, "\n"), strings.Join(rows, "\n"))
+			}
+		})
+		at := "nowhere"
+		if strings.HasPrefix(rows[0], "chunk ") {
+			at = strings.Fields(rows[0])[2]
+		}
+		if at != want {
+			t.Errorf("damaged in %v: the chunk is in %s, want %s", damaged, at, want)
+		}
 	}
 }
 

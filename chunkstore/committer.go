@@ -256,7 +256,8 @@ func (c *committer) added(e packfile.Entry) {
 	c.open.add(e)
 }
 
-// place appends the frames of r that nobody has committed meanwhile. Where the pack is
+// place appends the frames of r that nobody has committed meanwhile. Those that are to be
+// stored again are appended unless somebody else has done that just now. Where the pack is
 // full it is sealed, with the frames so far in an entry of their own, and the rest goes
 // into the next. It returns the frames that are in no entry yet.
 func (c *committer) place(ctx context.Context, r *request) ([]packfile.FrameInfo, error) {
@@ -270,7 +271,7 @@ func (c *committer) place(ctx context.Context, r *request) ([]packfile.FrameInfo
 		if err != nil {
 			return nil, err
 		}
-		if known.Pack != 0 {
+		if known.Pack != 0 && (!f.again || c.store.packs.near(known.Pack)) {
 			name, err := c.store.packs.name(ctx, known.Pack)
 			if err != nil {
 				return nil, err

@@ -24,6 +24,9 @@ type Counters struct {
 	// those that were known, or that one of them had several times.
 	NewChunks, NewChunkBytes, NewFrameBytes int64
 	KnownChunks, KnownChunkBytes            int64
+	// Known ones that were stored again, since they were scattered over too many packs:
+	// before compression. As frames they are among the new ones.
+	AgainChunks, AgainChunkBytes int64
 
 	DamagedChunks int64 // found and marked
 
@@ -39,6 +42,7 @@ type Counters struct {
 type counts struct {
 	nars, narBytes, uploaded, files, paths             atomic.Int64
 	newChunks, newBytes, newFrames, knownChunks, known atomic.Int64
+	againChunks, again                                 atomic.Int64
 	damaged                                            atomic.Int64
 }
 
@@ -54,12 +58,14 @@ func (c *counts) committed(f *File, o *object) {
 	if o == nil {
 		return
 	}
-	fresh := int64(len(o.stage.frames))
+	fresh := int64(len(o.stage.frames)) - o.again
 	c.newChunks.Add(fresh)
 	c.newBytes.Add(o.newBytes)
 	c.newFrames.Add(o.stage.size)
 	c.knownChunks.Add(o.chunks - fresh)
 	c.known.Add(o.chunkBytes - o.newBytes)
+	c.againChunks.Add(o.again)
+	c.again.Add(o.againBytes)
 }
 
 // Counters returns how things are.
@@ -68,7 +74,8 @@ func (s *Store) Counters() Counters {
 	c := Counters{
 		NARs: n.nars.Load(), NARBytes: n.narBytes.Load(), UploadedNARBytes: n.uploaded.Load(), OtherFiles: n.files.Load(), Paths: n.paths.Load(),
 		NewChunks: n.newChunks.Load(), NewChunkBytes: n.newBytes.Load(), NewFrameBytes: n.newFrames.Load(),
-		KnownChunks: n.knownChunks.Load(), KnownChunkBytes: n.known.Load(), DamagedChunks: n.damaged.Load(),
+		KnownChunks: n.knownChunks.Load(), KnownChunkBytes: n.known.Load(),
+		AgainChunks: n.againChunks.Load(), AgainChunkBytes: n.again.Load(), DamagedChunks: n.damaged.Load(),
 		UploadsRunning: s.uploads.running.Load(), UploadsWaiting: s.uploads.waiting.Load(),
 		Index: s.ix.Stats(),
 	}

@@ -47,7 +47,8 @@ func (d *damage) key() []byte {
 	return append(b, d.id[:]...)
 }
 
-// damage applies a record: if the index has the chunk in that place, it has it no more.
+// damage applies a record: if the index has the chunk in that place, it has it in the
+// next copy, or no more.
 func (a *applier) damage(ctx context.Context, id commitID, body []byte) error {
 	d, err := decodeDamage(body)
 	if err != nil {
@@ -65,11 +66,21 @@ func (a *applier) damage(ctx context.Context, id commitID, body []byte) error {
 		return err
 	}
 	l, err := a.chunk(ctx, d.id)
-	if err != nil || l.Pack != number || l.Offset != d.offset {
+	if err != nil {
 		return err
 	}
-	a.chunks[d.id] = index.Location{}
-	a.batch.DeleteChunk(index.Key(d.id))
+	if l.Pack != number || l.Offset != d.offset {
+		return a.dropCopy(ctx, d)
+	}
+	next, err := a.takeCopy(ctx, d.id)
+	if err != nil {
+		return err
+	}
+	if a.chunks[d.id] = next; next.Pack == 0 {
+		a.batch.DeleteChunk(index.Key(d.id))
+	} else {
+		a.batch.PutChunk(index.Key(d.id), next)
+	}
 	return nil
 }
 

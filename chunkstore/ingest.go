@@ -31,6 +31,7 @@ type object struct {
 
 	chunks, chunkBytes int64 // of it, known ones too
 	newBytes           int64 // of these, in stage
+	again, againBytes  int64 // known ones that are in stage
 }
 
 func (o *object) close() { o.stage.close() }
@@ -52,8 +53,9 @@ type ingest struct {
 	mu      sync.Mutex
 	claimed map[packfile.ID]bool // new chunks that a task of this upload encodes
 
-	recipe recipe
-	object *object
+	recipe  recipe
+	object  *object
+	scatter scatter
 }
 
 // A task is one piece on its way to the stage.
@@ -64,8 +66,8 @@ type task struct {
 
 	id    packfile.ID
 	frame packfile.FrameInfo
-	bytes []byte        // of the frame, nil if the chunk is known
-	pack  packfile.Name // that a known chunk is in, zero for this upload
+	bytes []byte // of the frame, nil if the chunk is known
+	known uint32 // number of the pack that a known chunk is in, 0 for this upload
 	err   error
 }
 
@@ -85,7 +87,8 @@ const (
 func (s *Store) ingest(ctx context.Context, r io.Reader, reading *turn, isNAR bool) (*object, error) {
 	in := &ingest{
 		store: s, hash: sha256.New(), turn: s.newTurn(), tasks: make(chan *task, maxTasks), claimed: map[packfile.ID]bool{},
-		object: &object{stage: &stage{dir: s.staging}, relies: map[packfile.Name]struct{}{}, damages: s.damages.Load()},
+		scatter: scatter{max: s.opts.MaxFragments, packs: s.packs, stored: map[packfile.ID]bool{}},
+		object:  &object{stage: &stage{dir: s.staging}, relies: map[packfile.Name]struct{}{}, damages: s.damages.Load()},
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	ahead := newReadAhead(r, reading, &s.buffers)
@@ -272,10 +275,8 @@ func (in *ingest) encode(ctx context.Context, t *task) error {
 	if err := in.store.ix.Chunks(ctx, []index.Key{index.Key(t.id)}, l[:]); err != nil {
 		return fmt.Errorf("look up chunk: %w", err)
 	}
-	if l[0].Pack != 0 {
-		var err error
-		t.pack, err = in.store.packs.name(ctx, l[0].Pack)
-		return err
+	if t.known = l[0].Pack; t.known != 0 {
+		return nil
 	}
 	in.mu.Lock()
 	mine := !in.claimed[t.id]
@@ -284,6 +285,10 @@ func (in *ingest) encode(ctx context.Context, t *task) error {
 	if !mine {
 		return nil
 	}
+	return in.makeFrame(t)
+}
+
+func (in *ingest) makeFrame(t *task) error {
 	enc := <-in.store.encoders
 	defer func() { in.store.encoders <- enc }()
 	f, err := enc.Encode(t.id, t.piece.masked, t.piece.spans)
@@ -308,7 +313,7 @@ func (in *ingest) assemble(ctx context.Context) error {
 			<-t.done
 			err := t.err
 			if err == nil {
-				err = in.add(t)
+				err = in.add(ctx, t)
 			}
 			in.free(t)
 			if err != nil {
@@ -318,7 +323,7 @@ func (in *ingest) assemble(ctx context.Context) error {
 	}
 }
 
-func (in *ingest) add(t *task) error {
+func (in *ingest) add(ctx context.Context, t *task) error {
 	n := len(t.piece.masked)
 	it := item{id: t.id, len: uint32(n), refs: t.piece.refs}
 	if n < in.store.repo.Literal {
@@ -329,14 +334,36 @@ func (in *ingest) add(t *task) error {
 		in.object.chunkBytes += int64(n)
 	}
 	in.recipe.items = append(in.recipe.items, it)
-	if t.pack != (packfile.Name{}) {
-		in.object.relies[t.pack] = struct{}{}
+	again, err := in.placeKnown(ctx, t)
+	in.scatter.at += int64(n)
+	if err != nil || t.bytes == nil {
+		return err
 	}
-	if t.bytes == nil {
-		return nil
+	if again {
+		in.object.again++
+		in.object.againBytes += int64(n)
+	} else {
+		in.object.newBytes += int64(n)
 	}
-	in.object.newBytes += int64(n)
-	return in.object.stage.add(t.frame, t.bytes)
+	return in.object.stage.add(t.frame, t.bytes, again)
+}
+
+// placeKnown decides whether a chunk that is known stays where it is, or is stored again;
+// then it makes the frame.
+func (in *ingest) placeKnown(ctx context.Context, t *task) (again bool, err error) {
+	if t.known == 0 || in.scatter.stored[t.id] {
+		return false, nil
+	}
+	if in.scatter.keep(t.known) {
+		name, err := in.store.packs.name(ctx, t.known)
+		in.object.relies[name] = struct{}{}
+		return false, err
+	}
+	in.scatter.stored[t.id] = true
+	turn := in.store.newTurn()
+	turn.take()
+	defer turn.give()
+	return true, in.makeFrame(t)
 }
 
 func (in *ingest) finish(isNAR bool) *object {

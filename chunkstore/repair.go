@@ -217,7 +217,7 @@ func (c *checker) move(ctx context.Context, number uint32, g *gonePack) error {
 		if err := c.frames[0].verify(ctx, number, int64(p.loc.Offset), p.frame()); err != nil {
 			return err
 		}
-		if err := st.add(p.frame(), c.frames[0].buf); err != nil {
+		if err := st.add(p.frame(), c.frames[0].buf, false); err != nil {
 			return err
 		}
 		marks = append(marks, &damage{g.name, p.loc.Offset, p.id})

@@ -19,14 +19,15 @@ import (
 //	0      number of a pack, 4 bytes, big endian   its name
 //	1      chunk ID                                index.Location, with that number
 //	2 … 6  keys and values of index.Recipes, Contents, Paths, Names, Packs
-//	7      name of a pack                          its mark, 8 bytes, big endian
+//	7      keys and values of index.Meta           of copies of chunks; see placedCopy
+//	8      name of a pack                          its mark, 8 bytes, big endian
 //
 // Each is a byte for the table, and key and value, each behind its length as a uvarint.
-// Meta is not in it: that is the machine's own.
+// The rest of Meta is not in it: that is the machine's own.
 const (
 	packRows  = 0
 	tableRows = 1 // and the table's number in package index
-	markRows  = tableRows + byte(index.Packs) + 1
+	markRows  = tableRows + byte(index.Meta) + 1
 )
 
 // A part is an object with some rows of a snapshot, in one zstd frame.
@@ -89,8 +90,13 @@ func (w *partWriter) index(ctx context.Context, snap index.Snapshot, open string
 	if err != nil {
 		return err
 	}
-	for t := index.Recipes; t <= index.Packs; t++ {
-		err := snap.ForEach(ctx, t, nil, func(key, value []byte) error { return w.row(tableRows+byte(t), key, value) })
+	for t := index.Recipes; t <= index.Meta; t++ {
+		err := snap.ForEach(ctx, t, nil, func(key, value []byte) error {
+			if t == index.Meta && !bytes.HasPrefix(key, []byte(copiesPrefix)) {
+				return nil
+			}
+			return w.row(tableRows+byte(t), key, value)
+		})
 		if err != nil {
 			return err
 		}

@@ -21,14 +21,16 @@ type stage struct {
 
 type stagedFrame struct {
 	packfile.FrameInfo
-	off int64 // in the stage
+	off   int64 // in the stage
+	again bool  // of a chunk that is known, in a pack that is far; see scatter
 }
 
 // stageMemory is how much of an upload is held in memory.
 const stageMemory = 512 << 10
 
-// add appends a frame. The stage does not keep stored.
-func (s *stage) add(info packfile.FrameInfo, stored []byte) error {
+// add appends a frame of a chunk that is new, or is stored again. The stage does not keep
+// stored.
+func (s *stage) add(info packfile.FrameInfo, stored []byte, again bool) error {
 	if s.file == nil && len(s.mem)+len(stored) > stageMemory {
 		if err := s.spill(); err != nil {
 			return err
@@ -39,7 +41,7 @@ func (s *stage) add(info packfile.FrameInfo, stored []byte) error {
 	} else if _, err := s.file.Write(stored); err != nil {
 		return fmt.Errorf("stage upload: %w", err)
 	}
-	s.frames = append(s.frames, stagedFrame{info, s.size})
+	s.frames = append(s.frames, stagedFrame{info, s.size, again})
 	s.size += int64(len(stored))
 	return nil
 }

@@ -67,6 +67,10 @@ type Options struct {
 	// IndexMemory bounds, in bytes, the changes of the index that wait to be written, and
 	// those that are being written; default 64 MiB each.
 	IndexMemory int
+	// MaxFragments is how many packs that are not in the spool any more 8 MiB of a NAR may
+	// be scattered over; default 16, negative for any number. Known chunks in more are
+	// stored again.
+	MaxFragments int
 	// ParallelPuts is how many packs are sent to the bucket at a time; default 4.
 	ParallelPuts int
 	// RetryInterval is how long a failed upload of a pack waits before it is tried again;
@@ -120,6 +124,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.PlanCache == 0 {
 		o.PlanCache = 32 << 20
+	}
+	if o.MaxFragments == 0 {
+		o.MaxFragments = 16
 	}
 	if o.ParallelPuts == 0 {
 		o.ParallelPuts = 4

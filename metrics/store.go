@@ -44,6 +44,8 @@ var storeNumbers = []number[storeNumber]{
 	counter("dedupd_ingest_new_frame_bytes_total", "Bytes of these chunks as they are stored.", func(c storeNumber) float64 { return float64(c.NewFrameBytes) }),
 	counter("dedupd_ingest_known_chunks_total", "Chunks of uploads that the store had.", func(c storeNumber) float64 { return float64(c.KnownChunks) }),
 	counter("dedupd_ingest_known_chunk_bytes_total", "Bytes of these chunks, before compression.", func(c storeNumber) float64 { return float64(c.KnownChunkBytes) }),
+	counter("dedupd_ingest_again_chunks_total", "Of these, chunks that were stored again, since a NAR was scattered over too many packs.", func(c storeNumber) float64 { return float64(c.AgainChunks) }),
+	counter("dedupd_ingest_again_chunk_bytes_total", "Bytes of these chunks, before compression.", func(c storeNumber) float64 { return float64(c.AgainChunkBytes) }),
 	gauge("dedupd_uploads_running", "NARs that are being taken in.", func(c storeNumber) float64 { return float64(c.UploadsRunning) }),
 	gauge("dedupd_uploads_waiting", "NARs that wait for others, for room in the spool, or for room on the disk.", func(c storeNumber) float64 { return float64(c.UploadsWaiting) }),
 	gauge("dedupd_spool_packs", "Packs that are not in the bucket yet, the open one included.", func(c storeNumber) float64 { return float64(c.SpoolPacks) }),

@@ -187,6 +187,9 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 	if _, ok := b.(*bucket.Dir); !ok { // which is a disk already
 		opts.CacheSize = int64(s.CacheSize)
 	}
+	if opts.MaxFragments = s.MaxFragments; opts.MaxFragments == 0 {
+		opts.MaxFragments = -1
+	}
 	opts.Limits = chunkstore.Limits{
 		MaxNAR: int64(s.MaxNAR), MaxUploads: s.MaxUploads, SpoolSize: int64(s.SpoolSize), MinFree: int64(s.MinFree),
 	}

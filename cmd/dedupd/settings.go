@@ -61,6 +61,7 @@ type Settings struct {
 	FlushInterval    Duration `toml:"flush-interval" help:"age at which a pack is sent to the bucket, however small"`
 	Ack              string   `toml:"ack" values:"spool bucket" help:"where a path must be before its upload is acknowledged: spool, on this server's disk, or bucket"`
 	AckTimeout       Duration `toml:"ack-timeout" help:"time that an upload waits for the bucket, with ack = bucket, before it is refused; clients of Nix wait for 5m"`
+	MaxFragments     int      `toml:"max-fragments" help:"packs that are not in the spool any more and that 8MiB of a NAR may be scattered over before what is in more of them is stored again; 0 for any number"`
 	ParallelPuts     int      `toml:"parallel-puts" help:"packs that are sent to the bucket at a time"`
 	Memory           Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
 	ScrubRate        Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
@@ -96,7 +97,7 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
-		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
+		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), MaxFragments: 16, ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
 		FollowInterval: Duration(10e9), LeaseTTL: Duration(3 * 60e9),
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
@@ -155,6 +156,7 @@ func (s *Settings) validate() error {
 	need(s.SnapshotInterval == 0 || s.SnapshotInterval >= Duration(60e9), "snapshot-interval is %v, neither 0 nor 1m or more", s.SnapshotInterval)
 	need(s.Ack == "spool" || s.Ack == "bucket", "ack is %q, not spool or bucket", s.Ack)
 	need(s.AckTimeout > 0, "ack-timeout is not above 0")
+	need(s.MaxFragments >= 0, "max-fragments is %d, below 0", s.MaxFragments)
 	need(s.ParallelPuts >= 1 && s.ParallelPuts <= 64, "parallel-puts is %d, not 1 to 64", s.ParallelPuts)
 	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)
 	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)

@@ -79,6 +79,7 @@ pack-size = 1048576
 flush-interval = "1s"
 ack = "bucket"
 ack-timeout = "1s"
+max-fragments = 0
 parallel-puts = 2
 memory = "1GiB"
 scrub-rate = 0

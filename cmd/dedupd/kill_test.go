@@ -139,28 +139,35 @@ func (c *child) kill() {
 // upload puts paths until the server is gone.
 func (k *killer) upload(rnd *rand.Rand) {
 	for {
-		b, err := killNAR(rnd, 1+rnd.IntN(300_000))
-		if err != nil {
-			k.t.Error(err)
-			return
-		}
-		hash := sha256.Sum256(b)
-		path, err := narinfo.ParseBaseName(narinfo.EncodeNix32(hash[:20]) + "-killed")
-		if err != nil {
-			k.t.Error(err)
-			return
-		}
-		info := &narinfo.NarInfo{
-			StorePath: path, URL: "nar/" + narinfo.EncodeNix32(hash[:]) + ".nar", Compression: "none",
-			NarHash: hash, NarSize: uint64(len(b)),
-		}
-		if !k.put("/"+info.URL, b) || !k.put("/"+path.HashPart()+".narinfo", info.Append(nil, "/nix/store")) {
+		part, hash, ok := k.uploadOne(rnd)
+		if !ok {
 			return
 		}
 		k.mu.Lock()
-		k.acked[path.HashPart()] = hash
+		k.acked[part] = hash
 		k.mu.Unlock()
 	}
+}
+
+// uploadOne puts a path, and returns its hash part and the hash of its NAR.
+func (k *killer) uploadOne(rnd *rand.Rand) (part string, hash [32]byte, ok bool) {
+	b, err := killNAR(rnd, 1+rnd.IntN(300_000))
+	if err != nil {
+		k.t.Error(err)
+		return "", hash, false
+	}
+	hash = sha256.Sum256(b)
+	path, err := narinfo.ParseBaseName(narinfo.EncodeNix32(hash[:20]) + "-killed")
+	if err != nil {
+		k.t.Error(err)
+		return "", hash, false
+	}
+	info := &narinfo.NarInfo{
+		StorePath: path, URL: "nar/" + narinfo.EncodeNix32(hash[:]) + ".nar", Compression: "none",
+		NarHash: hash, NarSize: uint64(len(b)),
+	}
+	ok = k.put("/"+info.URL, b) && k.put("/"+path.HashPart()+".narinfo", info.Append(nil, "/nix/store"))
+	return path.HashPart(), hash, ok
 }
 
 // put says whether an upload was acknowledged.

@@ -62,6 +62,7 @@ func (o *Options) setDefaults() {
 	if o.Memory == 0 {
 		o.Memory = 32 << 20
 	}
+	o.Memory = max(o.Memory, int64(o.BlockSize))
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}

@@ -15,7 +15,10 @@ type fetch struct {
 	off, end int64 // bytes of the object
 	cancel   context.CancelFunc
 	flights  []*flight // of its blocks
-	holders  int       // guarded by Cache.mu, as all of the flights
+
+	// Guarded by Cache.mu, as all of the flights.
+	holders int
+	rest    []*flight // that no reader has passed
 }
 
 // A flight is a block on its way from the source, or one that has arrived and that the
@@ -43,6 +46,9 @@ type want struct {
 // errUnwanted ends a request whose blocks nobody can have: the disk does not take them.
 var errUnwanted = errors.New("the cache cannot keep what is read ahead")
 
+// minAhead is how many blocks are read ahead at least, if there are so many.
+const minAhead = 4
+
 // start begins to fetch the blocks of an object from first on: those with bytes below
 // need, and those up to until for which there is room, but none that is here or on its
 // way. There must be a missing block to begin with. It returns nil if there is no room
@@ -56,6 +62,9 @@ func (c *Cache) start(key string, first blockID, need, until int64) *fetch {
 	}
 	end := max(need, min(until, most))
 	ahead := c.disk.left() / 8 // a share, that others come to theirs
+	if off >= need && ahead < minAhead && off+int64(ahead)*size < end {
+		return nil
+	}
 	f := &fetch{cache: c, key: key, off: off, end: off, holders: 1}
 	for id := first; f.end < end; id.number++ {
 		fl := &flight{id: id, fetch: f, length: int(min(size, end-f.end))}
@@ -79,6 +88,7 @@ func (c *Cache) start(key string, first blockID, need, until int64) *fetch {
 	for _, fl := range f.flights {
 		c.flights[fl.id] = fl
 	}
+	f.rest = f.flights
 	var ctx context.Context
 	ctx, f.cancel = context.WithCancel(c.ctx)
 	c.running.Go(func() {
@@ -267,6 +277,24 @@ func (f *fetch) finish(err error) {
 		c.mu.Unlock()
 		finish(wants, nil, err)
 	}
+}
+
+// passed settles the blocks that end up to a byte, and says whether there are no others.
+// The caller has c.mu.
+func (f *fetch) passed(end int64) bool {
+	c := f.cache
+	for len(f.rest) > 0 {
+		fl := f.rest[0]
+		gone := c.flights[fl.id] != fl
+		if !gone && !(fl.arrived && int64(fl.id.number)*int64(c.opts.BlockSize)+int64(fl.length) <= end) {
+			return false
+		}
+		if !gone {
+			c.settle(fl)
+		}
+		f.rest = f.rest[1:]
+	}
+	return true
 }
 
 // release says that a Reader does not want a fetch any more. Without anybody it ends: what

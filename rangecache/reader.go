@@ -54,7 +54,6 @@ func (r *Reader) Prefetch(key string, off, until int64) bool {
 	object := sha256.Sum256([]byte(key))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.prune()
 	if c.closed || len(r.holds) >= maxAhead {
 		return false
 	}
@@ -107,7 +106,7 @@ func (r *Reader) readAt(ctx context.Context, key string, p []byte, off, until in
 		}
 		pieces = missing
 	}
-	r.passed(object, off, end)
+	r.passed(key, end)
 	return nil
 }
 
@@ -212,25 +211,14 @@ func (r *Reader) advance(key string, object [sha256.Size]byte, off, until int64)
 	}
 }
 
-// passed lets go of the blocks that end with what was read.
-func (r *Reader) passed(object [sha256.Size]byte, off, end int64) {
+// passed lets go of the blocks that end with what was read, or before, and of the
+// fetches that had no others.
+func (r *Reader) passed(key string, end int64) {
 	c := r.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for n := c.number(off); n <= c.number(end-1); n++ {
-		fl := c.flights[blockID{object, n}]
-		if fl != nil && fl.arrived && int64(n)*int64(c.opts.BlockSize)+int64(fl.length) <= end {
-			c.settle(fl)
-		}
-	}
-	r.prune()
-}
-
-// prune lets go of the fetches whose blocks were all passed. The caller has Cache.mu.
-func (r *Reader) prune() {
-	c := r.cache
 	r.holds = slices.DeleteFunc(r.holds, func(f *fetch) bool {
-		over := !slices.ContainsFunc(f.flights, func(fl *flight) bool { return c.flights[fl.id] == fl })
+		over := f.key == key && f.passed(end)
 		if over {
 			c.release(f)
 		}

@@ -168,7 +168,8 @@ func (p *plan) weight() uint32 {
 }
 
 // A planCache remembers plans, up to a number of bytes, and makes each once however
-// many ask for it at a time. Chunks do not move yet, so plans do not grow stale.
+// many ask for it at a time. A plan goes on to name the old copy
+// of a chunk that was stored again, which stays where it is.
 type planCache struct {
 	cache *otter.Cache[Hash, *plan]
 }

@@ -150,6 +150,11 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 		defer cancel()
 		err = errors.Join(err, store.Close(ctx))
 	}()
+	if !f.dryRun {
+		if err := store.AcquireLease(ctx, chunkstore.LeaseOptions{TTL: time.Duration(s.LeaseTTL)}); err != nil {
+			return nil, err
+		}
+	}
 	source, err := f.source.open(ctx, store, log)
 	if err != nil {
 		return nil, err

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"encoding/json"
+	"io"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/bucket/s3test"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/prices"
 )
@@ -67,5 +71,51 @@ func TestPriceTable(t *testing.T) {
 	s.Provider = "yours"
 	if _, err := s.priceTable(); err == nil || !strings.Contains(err.Error(), "mine") {
 		t.Errorf("got %v, want an error with the names that there are", err)
+	}
+}
+
+// A server on S3 says what it has sent, and what that costs, while it runs and afterwards.
+func TestStatsOnS3(t *testing.T) {
+	dir := t.TempDir()
+	url := s3test.Start(t, "versitygw").NewBucket(t, "bucket")
+	server, err := startChild(dir, "--bucket", url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.kill()
+	if err := server.ready(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get(server.url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if !strings.Contains(string(metrics), `dedupd_bucket_requests_total{method="put"} `) {
+		t.Errorf("the metrics (%v) do not have the requests:\n%s", err, metrics)
+	}
+	stats := func() *statsReport {
+		t.Helper()
+		out, err := dedupd(t, "", "stats", "--json", "--provider", "wasabi", "--bucket", url, "--state", filepath.Join(dir, "state"))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		var r statsReport
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Cost == nil || r.Cost.Provider != "wasabi" || r.Store.Requests.Process.Put == 0 {
+			t.Errorf("got %s", out)
+		}
+		return &r
+	}
+	running := stats().Store.Requests
+	if err := server.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	server.cmd.Wait()
+	if after := stats().Store.Requests; after.Total.Put < running.Total.Put+after.Process.Put {
+		t.Errorf("got %+v after %+v", after, running)
 	}
 }

@@ -29,7 +29,8 @@ const (
 type s3Examination struct {
 	*examination
 	*S3
-	key string // with the bucket's prefix
+	transport *http.Transport
+	key       string // with the bucket's prefix
 }
 
 func (e *examination) s3(ctx context.Context, rawURL string) {
@@ -44,8 +45,15 @@ func (e *examination) s3(ctx context.Context, rawURL string) {
 		return
 	}
 	s.core = minio.Core{Client: client}
-	x := &s3Examination{e, s, cfg.prefix + probePrefix + rand.Text()}
-	for _, step := range []func(context.Context) bool{x.connect, x.encryption, x.clock, x.identity, x.list, x.put, x.createOnly, x.checksums, x.reads, x.speed, x.delete, x.rules} {
+	x := &s3Examination{e, s, nil, cfg.prefix + probePrefix + rand.Text()}
+	if x.transport, err = cfg.transport(); err != nil {
+		e.fail("url", err.Error(), "the file that the URL names must be there")
+		return
+	}
+	defer x.transport.CloseIdleConnections()
+	for _, step := range []func(context.Context) bool{
+		x.connect, x.encryption, x.clock, x.identity, x.list, x.put, x.createOnly, x.checksums, x.reads, x.speed, x.delete, x.rules,
+	} {
 		ctx, cancel := context.WithTimeout(ctx, examineTimeout)
 		more := step(ctx)
 		cancel()
@@ -89,12 +97,7 @@ func (x *s3Examination) encryption(ctx context.Context) bool {
 		x.warn("tls", "not encrypted", "whoever is in between reads all that is stored; bodies are signed, so they cannot be changed")
 		return true
 	}
-	t, err := x.cfg.transport()
-	if err != nil {
-		x.fail("tls", err.Error(), "see ca in the URL")
-		return false
-	}
-	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: t.TLSClientConfig}).DialContext(ctx, "tcp", x.addr())
+	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: x.transport.TLSClientConfig}).DialContext(ctx, "tcp", x.addr())
 	if err != nil {
 		x.fail("tls", err.Error(), "the certificate is not valid for this host; with one of your own, name its root with ca in the URL")
 		return false
@@ -111,18 +114,12 @@ func (x *s3Examination) encryption(ctx context.Context) bool {
 }
 
 func (x *s3Examination) clock(ctx context.Context) bool {
-	t, err := x.cfg.transport()
-	if err != nil {
-		x.fail("clock", err.Error(), "")
-		return false
-	}
-	defer t.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodHead, x.cfg.endpoint.Scheme+"://"+x.addr(), nil)
 	if err != nil {
-		x.fail("clock", err.Error(), "")
+		x.fail("clock", err.Error(), "the endpoint is no address of a server")
 		return false
 	}
-	resp, err := t.RoundTrip(req)
+	resp, err := x.transport.RoundTrip(req)
 	if err != nil {
 		x.fail("http", err.Error(), "this is no HTTP server")
 		return false
@@ -143,13 +140,8 @@ func (x *s3Examination) clock(ctx context.Context) bool {
 }
 
 func (x *s3Examination) identity(context.Context) bool {
-	t, err := x.cfg.transport()
-	if err != nil {
-		x.fail("credentials", err.Error(), "")
-		return false
-	}
-	for _, p := range x.cfg.providers(t) {
-		v, err := p.RetrieveWithCredContext(&credentials.CredContext{Client: &http.Client{Transport: t, Timeout: iamTimeout}})
+	for _, p := range x.cfg.providers(x.transport) {
+		v, err := p.RetrieveWithCredContext(&credentials.CredContext{Client: &http.Client{Transport: x.transport, Timeout: iamTimeout}})
 		if err != nil || v.AccessKeyID == "" {
 			continue
 		}

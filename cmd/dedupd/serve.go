@@ -80,7 +80,6 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 	counts := metrics.New(version())
 	store, err := s.openStore(ctx, log, func(o *chunkstore.Options) {
 		o.Bucket, o.OnLookup = counts.Bucket(o.Bucket), counts.Lookup
-		o.Follow, o.FollowInterval = s.Follow, time.Duration(s.FollowInterval)
 	})
 	if err != nil {
 		return err
@@ -179,7 +178,7 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		return opts, err
 	}
 	opts = chunkstore.Options{
-		State: s.State, Bucket: b, PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), ParallelPuts: s.ParallelPuts, Log: log, Workers: workers,
+		State: s.State, Bucket: b, Follow: s.Follow, FollowInterval: time.Duration(s.FollowInterval), PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), ParallelPuts: s.ParallelPuts, Log: log, Workers: workers,
 		// Shares of the memory; the rest is for caches of the gateway and the index, for
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,

@@ -180,7 +180,7 @@ func TestBadSettings(t *testing.T) {
 		{file: "[[upstream]]\nurl = \"http://x\"\n", says: "upstream 1 (http://x): needs public-keys"},
 		{file: "[[upstream]]\nurl = \"http://x\"\npublic-keys = \"x:AA\"\n", says: `public-keys: "x:AA": public key`},
 		{file: "[[upstream]]\nurl = \"http://me:secret@x\"\ntrust = true\n", says: "url has a user name"},
-		{file: "[[upstream]]\nurl = \"s3://x\"\ntrust = true\n", says: "is not http"},
+		{file: "[[upstream]]\nurl = \"ftp://x\"\ntrust = true\n", says: "is not http"},
 		{file: "[[upstream]]\ntrust = true\n", says: "either a url or a store"},
 		{file: "[[upstream]]\nstore = \"nix\"\n", says: "not an absolute path"},
 		{file: "[[upstream]]\nstore = \"/nix/store\"\ntimeout = \"1s\"\n", says: "for caches"},

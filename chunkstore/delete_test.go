@@ -66,7 +66,8 @@ func newHistory(t *testing.T, part string, half func(h *history)) *history {
 		}
 	}
 	h.s = testStore(t, h.dir, func(o *Options) {
-		o.PackSize, o.Bucket = 256<<10, &watched{o.Bucket, put}
+		// One after another: while a moment is copied nothing may move.
+		o.PackSize, o.ParallelPuts, o.Bucket = 256<<10, 1, &watched{o.Bucket, put}
 	})
 	shared := randomData(rnd, 200<<10)
 	const clients, each = 3, 8

@@ -408,13 +408,13 @@ func TestRowReader(t *testing.T) {
 		n    int64
 		ok   bool
 	}{
-		"all tables":       {named + row(1, id, at5) + row(2, "r", "x") + row(6, "p", "") + row(7, pack, "\x00\x00\x00\x00\x00\x00\x00\x03"), 5, true},
+		"all tables":       {named + row(1, id, at5) + row(2, "r", "x") + row(6, "p", "") + row(8, pack, "\x00\x00\x00\x00\x00\x00\x00\x03"), 5, true},
 		"nothing":          {"", 0, true},
 		"one row less":     {named, 2, false},
 		"one row more":     {named, 0, false},
 		"cut":              {named[:len(named)-1], 1, false},
 		"length is a lie":  {"\x00\xff\xff\xff\xff\x0f", 1, false},
-		"table 8":          {row(8, "k", "v"), 1, false},
+		"table 9":          {row(9, "k", "v"), 1, false},
 		"no key":           {row(2, "", "v"), 1, false},
 		"same key twice":   {row(2, "k", "v") + row(2, "k", "v"), 2, false},
 		"keys backward":    {row(2, "l", "v") + row(2, "k", "v"), 2, false},
@@ -424,8 +424,9 @@ func TestRowReader(t *testing.T) {
 		"unknown pack":     {row(1, id, at5), 1, false},
 		"short ID":         {named + row(1, id[1:], at5), 2, false},
 		"no location":      {named + row(1, id, "x"), 2, false},
-		"mark of nothing":  {row(7, "x", "\x00\x00\x00\x00\x00\x00\x00\x03"), 1, false},
-		"short mark":       {row(7, pack, "\x03"), 1, false},
+		"mark of nothing":  {row(8, "x", "\x00\x00\x00\x00\x00\x00\x00\x03"), 1, false},
+		"own row":          {row(7, "scrub", "v"), 1, false},
+		"short mark":       {row(8, pack, "\x03"), 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ix, err := index.OpenBolt(filepath.Join(t.TempDir(), indexFile), index.Options{})

@@ -211,7 +211,7 @@ func (r *rowReader) row(ctx context.Context, batch *index.Batch, table byte, key
 		return r.pack(ctx, key, value)
 	case table == tableRows+byte(index.Chunks):
 		return r.chunk(batch, key, value)
-	case table < markRows:
+	case table < markRows && (table != tableRows+byte(index.Meta) || bytes.HasPrefix(key, []byte(copiesPrefix))):
 		batch.Put(index.Table(table-tableRows), key, value)
 		return nil
 	case table == markRows && len(value) == 8:

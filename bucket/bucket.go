@@ -129,7 +129,13 @@ func goodSegment(s string) bool {
 //
 //	file:///srv/bucket         a directory; see OpenDir
 //	s3://bucket/prefix?…       an object store; see OpenS3
-func Open(ctx context.Context, rawURL string) (Bucket, error) {
+func Open(ctx context.Context, rawURL string) (Bucket, error) { return open(ctx, rawURL, false) }
+
+// OpenReader opens a bucket for reading only, with rights for no more than that: Open tries
+// out how an object store writes.
+func OpenReader(ctx context.Context, rawURL string) (Bucket, error) { return open(ctx, rawURL, true) }
+
+func open(ctx context.Context, rawURL string, readOnly bool) (Bucket, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open bucket: %w", err)
 	}
@@ -139,6 +145,9 @@ func Open(ctx context.Context, rawURL string) (Bucket, error) {
 	}
 	switch u.Scheme {
 	case "s3":
+		if readOnly {
+			return newS3(rawURL)
+		}
 		return OpenS3(ctx, rawURL)
 	case "file":
 	default:

@@ -115,6 +115,34 @@ func TestS3Unreachable(t *testing.T) {
 	}
 }
 
+// TestS3Reader reads with rights for no more.
+func TestS3Reader(t *testing.T) {
+	s := s3test.Start(t, "versitygw")
+	s.NewBucket(t, "bucket")
+	if err := openS3(t, s.URL("bucket", s.Endpoint)).Put(t.Context(), "w/p", strings.NewReader("x"), 1); err != nil {
+		t.Fatal(err)
+	}
+	proxy := s3test.NewProxy(t, s.Endpoint)
+	proxy.Set(func(_ int64, r *http.Request) *s3test.Fault {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			return nil
+		}
+		return &s3test.Fault{Before: s3test.Status(http.StatusForbidden, "AccessDenied")}
+	})
+	at := s.URL("bucket", proxy.URL)
+	if _, err := bucket.Open(t.Context(), at); err == nil {
+		t.Error("Open: no error")
+	}
+	b, err := bucket.OpenReader(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 1)
+	if err := b.ReadAt(t.Context(), "w/p", p, 0); err != nil || string(p) != "x" {
+		t.Errorf("got %q, %v", p, err)
+	}
+}
+
 // TestS3Overwrites uses a server that ignores If-None-Match.
 func TestS3Overwrites(t *testing.T) {
 	var objects sync.Map

@@ -173,7 +173,11 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 			return opts, err
 		}
 	}
-	b, err := bucket.Open(ctx, s.Bucket)
+	openBucket := bucket.Open
+	if s.Follow {
+		openBucket = bucket.OpenReader
+	}
+	b, err := openBucket(ctx, s.Bucket)
 	if err != nil {
 		return opts, err
 	}

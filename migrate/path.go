@@ -232,9 +232,9 @@ func reasonOf(source, err error) Reason {
 		return Unsupported
 	case errors.Is(err, chunkstore.ErrConflict):
 		return Conflict
-	case source != nil && !errors.Is(source, io.ErrUnexpectedEOF):
+	case source != nil:
 		return Unreachable
-	case errors.Is(err, errWrong), errors.Is(err, chunkstore.ErrBadUpload), source != nil:
+	case errors.Is(err, errWrong), errors.Is(err, chunkstore.ErrBadUpload):
 		return BadNAR
 	}
 	return ""

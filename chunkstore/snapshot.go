@@ -283,12 +283,15 @@ func (s *Store) removeSnapshots(ctx context.Context, old []snapshotObjects) (rem
 // Snapshots writes a snapshot whenever the last one in the bucket is so old, if there are
 // new packs, and returns when ctx ends. It is to have returned before Close is called.
 func (s *Store) Snapshots(ctx context.Context, every time.Duration) {
+	// Without any there is no hurry: who has just been started may be stopped again.
+	if sleep(ctx, min(every, firstSnapshot)) != nil {
+		return
+	}
 	last, err := s.lastSnapshot(ctx)
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("which snapshots of the index there are is not known", "err", err)
 	}
-	// Without any there is no hurry: who has just been started may be stopped again.
-	wait := max(time.Until(last.Created.Add(every)), min(every, firstSnapshot))
+	wait := time.Until(last.Created.Add(every))
 	for sleep(ctx, wait) == nil {
 		wait = every
 		if marks, err := s.ix.Marks(ctx); err == nil && len(marks) == last.Packs {

@@ -19,9 +19,9 @@ import (
 var workers = runtime.GOMAXPROCS(0)
 
 func main() {
-	// Some more for everybody else, the garbage collector included: Go's scheduler has who
+	// One more for everybody else, the garbage collector included: Go's scheduler has who
 	// wakes up wait for all that compute, the kernel's lets him go first.
-	runtime.GOMAXPROCS(workers + 4)
+	runtime.GOMAXPROCS(workers + 1)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {

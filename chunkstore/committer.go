@@ -228,6 +228,7 @@ func (c *committer) add(ctx context.Context, r *request) error {
 	commit := packfile.Commit{Time: time.Now().Unix(), Records: records}
 	for name := range r.relies {
 		commit.Packs = append(commit.Packs, name)
+		c.open.relies[name] = true
 	}
 	sortNames(commit.Packs)
 	if err := c.applier.commit(ctx, newCommitID(c.open.name, c.open.commits), &commit); err != nil {

@@ -126,8 +126,18 @@ func (r *recovery) addPack(ctx context.Context, pack *packfile.Pack, path string
 		return err
 	}
 	r.packs.addLocal(number, f)
+	relies := map[packfile.Name]bool{}
+	err = pack.ForEachCommit(func(_ int, c *packfile.Commit) error {
+		for _, name := range c.Packs {
+			relies[name] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	r.spooled[pack.Name] = true
-	r.sealed = append(r.sealed, &sealedPack{name: pack.Name, number: number, path: path, size: pack.Size, entries: pack.Entries, since: info.ModTime()})
+	r.sealed = append(r.sealed, &sealedPack{name: pack.Name, number: number, path: path, size: pack.Size, entries: pack.Entries, relies: relies, since: info.ModTime()})
 	return nil
 }
 

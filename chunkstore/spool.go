@@ -102,11 +102,12 @@ type openPack struct {
 	written   int   // entries that are in the journal, on disk
 	journaled int64 // end of those entries
 	commits   int
+	relies    map[packfile.Name]bool // packs that the commits rely on, and maybe some more
 }
 
 // create makes the files of a new pack and puts their names on disk.
 func (s *spool) create() (*openPack, error) {
-	p := &openPack{spool: s, name: s.newName(), frames: packfile.HeaderSize}
+	p := &openPack{spool: s, name: s.newName(), frames: packfile.HeaderSize, relies: map[packfile.Name]bool{}}
 	if err := p.createFiles(); err != nil {
 		p.discard()
 		return nil, fmt.Errorf("create pack %s: %w", p.name, err)
@@ -228,8 +229,9 @@ type sealedPack struct {
 	path    string
 	size    int64
 	entries int
-	since   time.Time // of its first commit, or when recovery found it written
-	attempt attempt   // to upload it; the uploader's
+	relies  map[packfile.Name]bool // other packs that its commits rely on
+	since   time.Time              // of its first commit, or when recovery found it written
+	attempt attempt                // to upload it; the uploader's
 }
 
 // seal completes the pack. All its entries must be written. After an error the pack is
@@ -254,7 +256,7 @@ func (p *openPack) seal() (*sealedPack, error) {
 	}
 	os.Remove(p.journal.Name()) // else recovery does
 	p.close()
-	return &sealedPack{name: p.name, number: p.number, path: path, size: p.frames + int64(len(tail)), entries: len(p.entries)}, nil
+	return &sealedPack{name: p.name, number: p.number, path: path, size: p.frames + int64(len(tail)), entries: len(p.entries), relies: p.relies}, nil
 }
 
 // remove takes a sealed pack out of the spool.

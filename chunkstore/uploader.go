@@ -18,9 +18,9 @@ import (
 	"github.com/dedupd/dedupd/packfile"
 )
 
-// The uploader takes sealed packs from the spool to the bucket, a few at a time, in any
-// order: commits say which packs they rely on. One that fails is tried again later, and
-// holds up no other. A pack leaves the spool when the bucket has it and the index on disk
+// The uploader takes sealed packs from the spool to the bucket, a few at a time, each when
+// the bucket has those that it relies on: so that whenever the spool is lost the bucket has
+// whole commits. One that fails is tried again later, and holds up no others but these. A pack leaves the spool when the bucket has it and the index on disk
 // has all of it.
 type uploader struct {
 	bucket   bucket.Bucket
@@ -87,7 +87,7 @@ func (u *uploader) take() (p *sealedPack, next time.Time, change <-chan struct{}
 	now := time.Now()
 	for _, p := range u.waiting {
 		switch a := &p.attempt; {
-		case a.running:
+		case a.running, slices.ContainsFunc(u.waiting, func(q *sealedPack) bool { return p.relies[q.name] }):
 		case !a.next.After(now):
 			a.running = true
 			return p, next, nil

@@ -159,3 +159,34 @@ func TestUploaderParallel(t *testing.T) {
 		})
 	}
 }
+
+// TestUploaderOrder holds back what relies on a pack that the bucket does not have.
+func TestUploaderOrder(t *testing.T) {
+	testUploader(t, &brokenBucket{fail: 3}, 4, time.Minute, func(t *testing.T, u *uploaderTest) {
+		names := []packfile.Name{{Seq: 1}, {Seq: 2}, {Seq: 3}, {Seq: 4}}
+		for i, name := range names {
+			p := &sealedPack{name: name, path: filepath.Join(u.dir, strconv.Itoa(i)), entries: 1}
+			if i == 1 || i == 2 { // each on the one before; the last one on nothing
+				p.relies = map[packfile.Name]bool{names[i-1]: true, {Seq: 100}: true}
+			}
+			if err := os.WriteFile(p.path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			u.ix.marks[name.String()] = 1
+			u.uploader.add(p)
+		}
+		if err := u.wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		at := func(i, attempt int) time.Time {
+			puts := u.bucket.puts[packKey(names[i])]
+			return puts[(attempt+len(puts))%len(puts)]
+		}
+		if !at(1, 0).Before(at(2, 0)) || at(1, 0).Before(at(0, -1)) || at(2, 0).Before(at(1, -1)) {
+			t.Errorf("got %v", u.bucket.puts)
+		}
+		if !at(3, 0).Equal(at(0, 0)) {
+			t.Errorf("what relies on nothing was held back: got %v", u.bucket.puts)
+		}
+	})
+}

@@ -73,7 +73,7 @@ func newHistory(t *testing.T, part string, half func(h *history)) *history {
 	const clients, each = 3, 8
 	nars := make([][]byte, clients*each)
 	for i := range nars {
-		nars[i] = makeNAR(t, testFile{name: "a", data: shared[:len(shared)/(1+i%3)]}, testFile{name: "b", data: randomData(rnd, rnd.IntN(150<<10))}, testFile{name: "c", data: fmt.Append(nil, i)})
+		nars[i] = makeNAR(t, testFile{name: "a", data: shared[:len(shared)/(1+i%3)]}, testFile{name: "b", data: randomData(rnd, 50<<10+rnd.IntN(150<<10))}, testFile{name: "c", data: fmt.Append(nil, i)})
 	}
 	for _, part := range [][][]byte{nars[:len(nars)/2], nars[len(nars)/2:]} {
 		var wg sync.WaitGroup

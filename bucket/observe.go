@@ -26,6 +26,20 @@ type observed struct {
 // Unwrap returns the bucket that is observed.
 func (o *observed) Unwrap() Bucket { return o.Bucket }
 
+// find returns the first of b, and what is below wrappers with a method Unwrap, that is a T.
+func find[T any](b Bucket) (t T, ok bool) {
+	for {
+		if t, ok = b.(T); ok {
+			return t, true
+		}
+		wrapper, isWrapper := b.(interface{ Unwrap() Bucket })
+		if !isWrapper {
+			return t, false
+		}
+		b = wrapper.Unwrap()
+	}
+}
+
 // observe runs an operation on bytes of an object.
 func (o *observed) observe(name string, bytes int64, run func() error) error {
 	start := time.Now()

@@ -102,16 +102,8 @@ func (s *S3) probe(ctx context.Context) error {
 // Overwrites says whether b, or what is below wrappers, may replace an object when two Puts
 // of it meet.
 func Overwrites(b Bucket) bool {
-	for {
-		switch v := b.(type) {
-		case *S3:
-			return v.cfg.overwrites
-		case interface{ Unwrap() Bucket }:
-			b = v.Unwrap()
-		default:
-			return false
-		}
-	}
+	s, ok := find[*S3](b)
+	return ok && s.cfg.overwrites
 }
 
 // String implements Bucket.
@@ -332,6 +324,18 @@ func (s *S3) List(ctx context.Context, prefix, after string, fn func(Info) error
 	if after != "" {
 		opts.StartAfter = s.cfg.prefix + after
 	}
+	return s.list(ctx, opts, func(info Info) error {
+		if CheckKey(info.Key) != nil {
+			return nil // somebody else's
+		}
+		return fn(info)
+	})
+}
+
+// list calls fn for what opts asks for, with keys without the bucket's prefix, and goes on
+// behind the last one after a failure.
+func (s *S3) list(ctx context.Context, opts minio.ListObjectsOptions, fn func(Info) error) error {
+	prefix := strings.TrimPrefix(opts.Prefix, s.cfg.prefix)
 	s.cfg.payer(opts.Set)
 	var fnErr error
 	err := s.retry(ctx, func(ctx context.Context, alive func()) error {
@@ -341,11 +345,7 @@ func (s *S3) List(ctx context.Context, prefix, after string, fn func(Info) error
 				return o.Err
 			}
 			opts.StartAfter = o.Key
-			key := strings.TrimPrefix(o.Key, s.cfg.prefix)
-			if CheckKey(key) != nil {
-				continue // somebody else's
-			}
-			if fnErr = fn(Info{Key: key, Size: o.Size}); fnErr != nil {
+			if fnErr = fn(Info{Key: strings.TrimPrefix(o.Key, s.cfg.prefix), Size: o.Size}); fnErr != nil {
 				return permanent(fnErr)
 			}
 		}

@@ -44,16 +44,10 @@ func (r Requests) Minus(o Requests) Requests {
 // wrappers with a method Unwrap() Bucket, like those of Observe. It is false for a bucket
 // that counts no requests, such as a directory.
 func RequestsOf(b Bucket) (Requests, bool) {
-	for {
-		switch v := b.(type) {
-		case interface{ Requests() Requests }:
-			return v.Requests(), true
-		case interface{ Unwrap() Bucket }:
-			b = v.Unwrap()
-		default:
-			return Requests{}, false
-		}
+	if c, ok := find[interface{ Requests() Requests }](b); ok {
+		return c.Requests(), true
 	}
+	return Requests{}, false
 }
 
 // Requests returns what was sent so far.

@@ -35,33 +35,12 @@ func (o *S3Objects) Requests() Requests { return o.s.Requests() }
 // List calls fn with the keys that begin with prefix and go on without a slash, in order. An
 // error of fn ends the list and is returned as it is.
 func (o *S3Objects) List(ctx context.Context, prefix string, fn func(key string) error) error {
-	s := o.s
-	opts := minio.ListObjectsOptions{Prefix: s.cfg.prefix + prefix}
-	s.cfg.payer(opts.Set)
-	var fnErr error
-	err := s.retry(ctx, func(ctx context.Context, alive func()) error {
-		for o := range s.core.ListObjectsIter(ctx, s.cfg.bucket, opts) {
-			alive()
-			if o.Err != nil {
-				return o.Err
-			}
-			opts.StartAfter = o.Key
-			if strings.HasSuffix(o.Key, "/") {
-				continue // what is below it
-			}
-			if fnErr = fn(strings.TrimPrefix(o.Key, s.cfg.prefix)); fnErr != nil {
-				return permanent(fnErr)
-			}
+	return o.s.list(ctx, minio.ListObjectsOptions{Prefix: o.s.cfg.prefix + prefix}, func(info Info) error {
+		if strings.HasSuffix(info.Key, "/") {
+			return nil // what is below it
 		}
-		return ctx.Err()
+		return fn(info.Key)
 	})
-	if fnErr != nil {
-		return fnErr
-	}
-	if err != nil {
-		return fmt.Errorf("list %q: %w", prefix, err)
-	}
-	return nil
 }
 
 // An S3Object is an object that is read from some byte on. Where the connection breaks it

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7/pkg/lifecycle"
+
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/bucket/s3test"
 )
@@ -46,6 +48,24 @@ func TestExamineS3(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// A rule that deletes objects is one's own affair only where it is about the bucket's prefix.
+func TestExamineRules(t *testing.T) {
+	server := s3test.Start(t, "minio")
+	url := server.NewBucket(t, "bucket")
+	for prefix, want := range map[string]bucket.Status{
+		"": bucket.StatusFail, s3test.Prefix + "/packs/": bucket.StatusFail, "some/": bucket.StatusFail, "elsewhere/": bucket.StatusOK,
+	} {
+		rules := lifecycle.NewConfiguration()
+		rules.Rules = []lifecycle.Rule{{ID: "old", Status: "Enabled", RuleFilter: lifecycle.Filter{Prefix: prefix}, Expiration: lifecycle.Expiration{Days: 30}}}
+		if err := server.Client(t).SetBucketLifecycle(t.Context(), "bucket", rules); err != nil {
+			t.Fatal(err)
+		}
+		if found, _, ok := examine(t, url); found["lifecycle"].Status != want || ok != (want == bucket.StatusOK) {
+			t.Errorf("below %q: got %+v, want %s", prefix, found["lifecycle"], want)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package bucket
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -34,19 +36,12 @@ type s3Examination struct {
 }
 
 func (e *examination) s3(ctx context.Context, rawURL string) {
-	cfg, err := parseS3URL(rawURL)
-	if !e.try("url", err, "bucket and settings are well-formed", "see the settings in docs/operations.md") {
+	s, err := newS3(rawURL)
+	if !e.try("url", err, "bucket and settings are well-formed", "see the settings in docs/operations.md; files that the URL names must be there") {
 		return
 	}
-	s := &S3{cfg: cfg}
-	client, err := cfg.client(&s.counts)
-	if err != nil {
-		e.fail("url", err.Error(), "the file that the URL names must be there")
-		return
-	}
-	s.core = minio.Core{Client: client}
-	x := &s3Examination{e, s, nil, cfg.prefix + probePrefix + rand.Text()}
-	if x.transport, err = cfg.transport(); err != nil {
+	x := &s3Examination{e, s, nil, s.cfg.prefix + probePrefix + rand.Text()}
+	if x.transport, err = s.cfg.transport(); err != nil {
 		e.fail("url", err.Error(), "the file that the URL names must be there")
 		return
 	}
@@ -329,11 +324,13 @@ func (x *s3Examination) rules(ctx context.Context) bool {
 		return true
 	}
 	for _, r := range rules.Rules {
-		if r.Status == "Enabled" && !r.Expiration.IsNull() {
+		below := cmp.Or(r.Prefix, r.RuleFilter.Prefix, r.RuleFilter.And.Prefix)
+		ours := strings.HasPrefix(x.cfg.prefix, below) || strings.HasPrefix(below, x.cfg.prefix)
+		if ours && r.Status == "Enabled" && !r.Expiration.IsNull() {
 			x.fail("lifecycle", fmt.Sprintf("rule %q deletes objects when they are old", r.ID), "packs are never old: remove it, or keep it away from this prefix")
 			return true
 		}
 	}
-	x.good("lifecycle", "no rule deletes objects")
+	x.good("lifecycle", "no rule deletes objects of this prefix")
 	return true
 }

@@ -272,7 +272,7 @@ func (c *committer) place(ctx context.Context, r *request) ([]packfile.FrameInfo
 		if err != nil {
 			return nil, err
 		}
-		if known.Pack != 0 && (!f.again || c.store.packs.near(known.Pack)) {
+		if known.Pack != 0 && (!f.again || c.store.packs.spooled(known.Pack)) {
 			name, err := c.store.packs.name(ctx, known.Pack)
 			if err != nil {
 				return nil, err

@@ -173,6 +173,7 @@ func (t *packTable) readAround(ctx context.Context, number uint32, p []byte, off
 	return t.readAt(ctx, number, p, off)
 }
 
+// spooled says whether a pack is in the spool.
 func (t *packTable) spooled(number uint32) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

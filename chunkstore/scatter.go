@@ -35,7 +35,7 @@ const scatterWindow = 8 << 20
 
 // keep says whether the chunk that begins at s.at may stay in its pack.
 func (s *scatter) keep(pack uint32) bool {
-	if s.max < 0 || s.packs.near(pack) {
+	if s.max < 0 || s.packs.spooled(pack) {
 		return true
 	}
 	s.recent = slices.DeleteFunc(s.recent, func(f fragment) bool { return f.last+scatterWindow <= s.at })
@@ -50,11 +50,4 @@ func (s *scatter) keep(pack uint32) bool {
 	}
 	s.recent = append(s.recent, fragment{pack, s.at})
 	return true
-}
-
-// near says whether a pack is in the spool.
-func (t *packTable) near(number uint32) bool {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.local[number] != nil
 }

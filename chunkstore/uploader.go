@@ -85,17 +85,33 @@ func (u *uploader) take() (p *sealedPack, next time.Time, change <-chan struct{}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
+	absent := make(map[packfile.Name]bool, len(u.waiting)) // from the bucket
+	for _, p := range u.waiting {
+		absent[p.name] = true
+	}
 	for _, p := range u.waiting {
 		switch a := &p.attempt; {
-		case a.running, slices.ContainsFunc(u.waiting, func(q *sealedPack) bool { return p.relies[q.name] }):
-		case !a.next.After(now):
+		case a.running:
+		case a.next.After(now):
+			if next.IsZero() || a.next.Before(next) {
+				next = a.next
+			}
+		case !anyOf(absent, p.relies):
 			a.running = true
 			return p, next, nil
-		case next.IsZero() || a.next.Before(next):
-			next = a.next
 		}
 	}
 	return nil, next, u.change
+}
+
+// anyOf says whether set has one of names.
+func anyOf(set, names map[packfile.Name]bool) bool {
+	for name := range names {
+		if set[name] {
+			return true
+		}
+	}
+	return false
 }
 
 // finish notes how uploading p ended. After an error it returns how long p waits.

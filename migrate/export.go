@@ -73,6 +73,9 @@ func (o *ExportOptions) setDefaults() error {
 	if o.Jobs == 0 {
 		o.Jobs = 4
 	}
+	if o.Failed == nil {
+		o.Failed = func(string, error) {}
+	}
 	if o.Priority == 0 {
 		o.Priority = 40
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
-	"github.com/dedupd/dedupd/packfile"
 	"github.com/dedupd/dedupd/upstream"
 )
 
@@ -59,16 +58,17 @@ func (im *importer) file(ctx context.Context, name string) error {
 		return im.skip(ctx, name, Unreachable, err)
 	}
 	defer body.Close()
-	src := &sourceReader{r: io.LimitReader(body, im.opts.MaxFile+1), read: &im.progress.read}
-	limited := &limitedReader{src, im.opts.MaxFile}
-	_, err = im.store.PutFile(ctx, name, limited)
+	src := &sourceReader{r: body, read: &im.progress.read}
+	_, err = im.store.PutFile(ctx, name, &limitedReader{src, im.opts.MaxFile})
 	switch {
 	case errors.Is(err, chunkstore.ErrTooLarge):
 		return im.skip(ctx, name, TooLarge, err)
 	case errors.Is(err, chunkstore.ErrConflict): // somebody has put another one meanwhile
 		return im.skip(ctx, name, Conflict, err)
-	case src.err != nil:
+	case undecodable(src.err):
 		return im.skip(ctx, name, BadFile, src.err)
+	case src.err != nil:
+		return im.skip(ctx, name, Unreachable, src.err)
 	case err != nil:
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -91,6 +91,3 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
-
-// isDamage says whether an error is about what the store has lost.
-func isDamage(err error) bool { return errors.Is(err, packfile.ErrCorrupt) }

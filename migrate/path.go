@@ -12,6 +12,7 @@ import (
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/narinfo"
+	"github.com/dedupd/dedupd/packfile"
 	"github.com/dedupd/dedupd/pull"
 	"github.com/dedupd/dedupd/upstream"
 )
@@ -149,7 +150,7 @@ func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, err
 // here. A name of its own that it has at the source, and that clients may know, must be here too.
 func (im *importer) known(ctx context.Context, info *narinfo.NarInfo, name string) (bool, error) {
 	o, err := im.store.Object(ctx, info.NarHash)
-	if errors.Is(err, chunkstore.ErrNotFound) || isDamage(err) {
+	if errors.Is(err, chunkstore.ErrNotFound) || errors.Is(err, packfile.ErrCorrupt) {
 		return false, nil
 	} else if err != nil {
 		return false, err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -84,11 +83,7 @@ func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error
 	} else if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
-		defer cancel()
-		err = errors.Join(err, store.Close(ctx))
-	}()
+	defer func() { err = errors.Join(err, s.closeStore(ctx, store)) }()
 	f.opts.Compression, f.opts.Temp = compression.Type(f.compression), filepath.Join(s.State, "staging")
 	f.opts.Failed = func(path string, err error) { log.Error("a path was not exported", "path", path, "err", err) }
 	var progress migrate.ExportProgress

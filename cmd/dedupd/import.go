@@ -77,7 +77,7 @@ func importCommand() *cobra.Command {
 	return cmd
 }
 
-func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) (err error) {
+func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	if f.jobs < 1 {
 		return fmt.Errorf("jobs is %d, not above 0", f.jobs)
 	}
@@ -97,11 +97,12 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) (err err
 		opts.Keys = append(opts.Keys, key)
 	}
 	if f.skipped != "" {
-		file, err := os.Create(f.skipped)
+		// The old one may be what --paths names, and is of use until this import has ended.
+		file, err := os.Create(f.skipped + ".new")
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, file.Close()) }()
+		defer file.Close()
 		opts.Skipped = func(s migrate.Skip) {
 			fmt.Fprintf(file, "%s\t%s\t%s\n", s.Name, s.Reason, strings.Join(strings.Fields(s.Error), " "))
 		}
@@ -109,6 +110,9 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) (err err
 	report, err := f.importAll(cmd, s, opts)
 	if report == nil {
 		return err
+	}
+	if err == nil && f.skipped != "" {
+		err = os.Rename(f.skipped+".new", f.skipped)
 	}
 	if writeErr := write(cmd.OutOrStdout(), report, f.asJSON); err == nil {
 		err = writeErr
@@ -145,11 +149,7 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 		}
 		return report, err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
-		defer cancel()
-		err = errors.Join(err, store.Close(ctx))
-	}()
+	defer func() { err = errors.Join(err, s.closeStore(ctx, store)) }()
 	if !f.dryRun {
 		if err := store.AcquireLease(ctx, chunkstore.LeaseOptions{TTL: time.Duration(s.LeaseTTL)}); err != nil {
 			return nil, err

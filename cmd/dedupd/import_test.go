@@ -86,8 +86,10 @@ func TestImport(t *testing.T) {
 			t.Errorf("an imported narinfo was signed: %s", got)
 		}
 	}
-	if out, err := dedupd(t, "", "import", from, "--paths", skipped); err == nil || !strings.Contains(out, "skipped, no NAR: 1") {
-		t.Errorf("again: got %q, %v", out, err)
+	for range 2 { // into the file that it reads
+		if out, err := dedupd(t, "", "import", from, "--paths", skipped, "--skipped", skipped); err == nil || !strings.Contains(out, "skipped, no NAR: 1") {
+			t.Errorf("again: got %q, %v", out, err)
+		}
 	}
 	for _, args := range [][]string{{}, {"ftp://x"}, {from, "--jobs", "0"}, {from, "--only", "["}, {from, "--trusted-key", "x"}, {from, "--paths", "absent"}, {from, "--closure-of", "x"}} {
 		if out, err := dedupd(t, "", append([]string{"import"}, args...)...); err == nil {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -176,10 +175,7 @@ func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(co
 	if err != nil {
 		return err
 	}
-	err = fn(ctx, store)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
-	defer cancel()
-	return errors.Join(err, store.Close(ctx))
+	return errors.Join(fn(ctx, store), s.closeStore(ctx, store))
 }
 
 // serverURL is where the client that serverClient returns finds the server.

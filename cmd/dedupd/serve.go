@@ -85,9 +85,7 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 		return err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
-		defer cancel()
-		err = errors.Join(err, store.Close(ctx))
+		err = errors.Join(err, s.closeStore(ctx, store))
 		log.Info("stopped")
 	}()
 	price, err := s.priceTable()
@@ -165,6 +163,13 @@ func (s *Settings) openStore(ctx context.Context, log *slog.Logger, change ...fu
 		c(&opts)
 	}
 	return chunkstore.Open(ctx, opts)
+}
+
+// closeStore closes a store, also when ctx has ended: then it uploads what it can in time.
+func (s *Settings) closeStore(ctx context.Context, store *chunkstore.Store) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(s.ShutdownTimeout))
+	defer cancel()
+	return store.Close(ctx)
 }
 
 func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chunkstore.Options, err error) {

@@ -161,6 +161,15 @@ func (s *Store) HasPath(ctx context.Context, hashPart string) (bool, error) {
 	return false, err
 }
 
+// HasNAR says whether a NAR is here, all of it, with this hash and this size in bytes.
+func (s *Store) HasNAR(ctx context.Context, hash Hash, size int64) (bool, error) {
+	p, err := s.plan(ctx, hash)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, packfile.ErrCorrupt) {
+		return false, nil
+	}
+	return err == nil && p.nar && p.size == size, err
+}
+
 // hasObject returns an error that wraps ErrNotFound or packfile.ErrCorrupt if the store
 // does not have an object, or not all of it. Where nothing was ever damaged it need not
 // look for each chunk, which is most of what a plan costs.

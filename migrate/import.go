@@ -59,7 +59,7 @@ var ErrSource = errors.New("the source cannot be read")
 // ended in whatever way, and goes on where it was: what the store has is not read again,
 // not even its narinfo. The error says that it could not go on; what is wrong with single
 // paths is told to Options.Skipped, and counted.
-func Import(ctx context.Context, store *chunkstore.Store, source upstream.Source, opts Options, progress *Progress) (*Report, error) {
+func Import(ctx context.Context, store Sink, source upstream.Source, opts Options, progress *Progress) (*Report, error) {
 	if opts.Jobs == 0 {
 		opts.Jobs = 16
 	}
@@ -87,7 +87,7 @@ func Import(ctx context.Context, store *chunkstore.Store, source upstream.Source
 }
 
 type importer struct {
-	store    *chunkstore.Store
+	store    Sink
 	source   upstream.Source
 	opts     Options
 	progress *Progress

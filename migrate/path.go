@@ -12,7 +12,6 @@ import (
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/narinfo"
-	"github.com/dedupd/dedupd/packfile"
 	"github.com/dedupd/dedupd/pull"
 	"github.com/dedupd/dedupd/upstream"
 )
@@ -149,14 +148,8 @@ func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, err
 // known says whether there is no need to read the NAR, and lets info name the one that is
 // here. A name of its own that it has at the source, and that clients may know, must be here too.
 func (im *importer) known(ctx context.Context, info *narinfo.NarInfo, name string) (bool, error) {
-	o, err := im.store.Object(ctx, info.NarHash)
-	if errors.Is(err, chunkstore.ErrNotFound) || errors.Is(err, packfile.ErrCorrupt) {
-		return false, nil
-	} else if err != nil {
+	if has, err := im.store.HasNAR(ctx, info.NarHash, int64(info.NarSize)); err != nil || !has {
 		return false, err
-	}
-	if !o.NAR() || uint64(o.Size()) != info.NarSize {
-		return false, nil
 	}
 	f, err := im.store.File(ctx, name)
 	switch {

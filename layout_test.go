@@ -23,11 +23,11 @@ var layers = [][]string{
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream", "rangecache"},
-	{"bucket", "nar", "narinfo", "compression", "prices"},
+	{"bucket", "nar", "narinfo", "compression", "prices", "chart"},
 }
 
 // pure packages do no I/O beyond the readers and writers that they are given.
-var pure = []string{"packfile", "nar", "narinfo", "compression"}
+var pure = []string{"packfile", "nar", "narinfo", "compression", "chart"}
 
 func TestImportsPointDown(t *testing.T) {
 	imports := readImports(t)

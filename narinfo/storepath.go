@@ -93,6 +93,29 @@ func (p StorePath) HashPart() string { return p.base[:HashPartLen] }
 // Name returns what follows the hash part and the dash.
 func (p StorePath) Name() string { return p.base[HashPartLen+1:] }
 
+// Package returns the name without the version, and Version what follows it, which is
+// empty if there is none: the name ends before the first dash that no letter follows.
+// What the output is called belongs to the version. (Nix: parseDrvName.)
+func (p StorePath) Package() string {
+	name, _ := splitName(p.Name())
+	return name
+}
+
+// Version returns what Package leaves out, without the dash.
+func (p StorePath) Version() string {
+	_, version := splitName(p.Name())
+	return version
+}
+
+func splitName(name string) (pkg, version string) {
+	for i := 0; i+1 < len(name); i++ {
+		if c := name[i+1] | 0x20; name[i] == '-' && (c < 'a' || c > 'z') {
+			return name[:i], name[i+1:]
+		}
+	}
+	return name, ""
+}
+
 // IsDerivation reports whether p is a derivation's path.
 func (p StorePath) IsDerivation() bool { return strings.HasSuffix(p.base, ".drv") }
 

@@ -49,6 +49,28 @@ func TestStorePathNames(t *testing.T) {
 	}
 }
 
+func TestStorePathPackage(t *testing.T) {
+	for _, c := range []struct{ name, pkg, version string }{
+		{"hello-2.12.1", "hello", "2.12.1"},
+		{"glibc-2.40-66-dev", "glibc", "2.40-66-dev"},
+		{"python3.11-requests-2.31.0", "python3.11-requests", "2.31.0"},
+		{"nix-cache", "nix-cache", ""},
+		{"source", "source", ""},
+		{"x-", "x-", ""},
+		{"bash-interactive-5.2p37-man", "bash-interactive", "5.2p37-man"},
+		{"a-_b", "a", "_b"},
+		{"perl5.38.2-Test-1", "perl5.38.2-Test", "1"},
+	} {
+		p, err := ParseBaseName(testHashPart + "-" + c.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Package() != c.pkg || p.Version() != c.version {
+			t.Errorf("%s: got %q and %q, want %q and %q", c.name, p.Package(), p.Version(), c.pkg, c.version)
+		}
+	}
+}
+
 func TestStorePathRefused(t *testing.T) {
 	const good = "/nix/store/" + testHashPart + "-x"
 	for _, path := range []string{

@@ -18,7 +18,7 @@ type home struct {
 	Counted  bool // what follows
 	Stats    *chunkstore.Stats
 	Age      time.Duration
-	Chart    *chart // nil for none
+	Timeline *timeline // nil for none
 	Packages []pkgBar
 	Lossy    bool // packages were forgotten on the way
 }
@@ -42,7 +42,7 @@ func (s *Site) home(ctx context.Context, url string, who *access.Identity) *home
 	if v.stats.StorePaths == 0 {
 		return h
 	}
-	h.Chart = newChart(v.history)
+	h.Timeline = newTimeline(v.history)
 	if who.Limited() {
 		return h // names are not for everyone
 	}

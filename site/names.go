@@ -63,7 +63,7 @@ type packages struct {
 func newPackages(max int) *packages { return &packages{byName: map[string]*pkg{}, max: max} }
 
 func (p *packages) add(path narinfo.StorePath, size int64) {
-	name := packageName(path.Name())
+	name := path.Package()
 	entry := p.byName[name]
 	if entry == nil {
 		if len(p.byName) >= p.max {
@@ -93,15 +93,4 @@ func (p *packages) largest(n int) []pkg {
 		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Name, b.Name))
 	})
 	return all[:min(n, len(all))]
-}
-
-// packageName returns the name of a store path without its version, by the rule of Nix's
-// parseDrvName: it ends before the first dash that no letter follows.
-func packageName(name string) string {
-	for i := 0; i+1 < len(name); i++ {
-		if c := name[i+1] | 0x20; name[i] == '-' && (c < 'a' || c > 'z') {
-			return name[:i]
-		}
-	}
-	return name
 }

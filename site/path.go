@@ -96,7 +96,7 @@ func (s *Site) logURL(ctx context.Context, info *narinfo.NarInfo) (string, error
 }
 
 // Package is the name without the version.
-func (p *pathPage) Package() string { return packageName(p.StorePath.Name()) }
+func (p *pathPage) Package() string { return p.StorePath.Package() }
 
 // Rest is what follows that in the name.
 func (p *pathPage) Rest() string { return strings.TrimPrefix(p.StorePath.Name(), p.Package()) }

@@ -21,24 +21,6 @@ func storePath(t *testing.T, digit byte, name string) narinfo.StorePath {
 	return p
 }
 
-func TestPackageName(t *testing.T) {
-	for name, want := range map[string]string{
-		"hello-2.12.1":                "hello",
-		"glibc-2.40-66-dev":           "glibc",
-		"python3.11-requests-2.31.0":  "python3.11-requests",
-		"nix-cache":                   "nix-cache",
-		"source":                      "source",
-		"x-":                          "x-",
-		"bash-interactive-5.2p37-man": "bash-interactive",
-		"a-_b":                        "a",
-		"perl5.38.2-Test-1":           "perl5.38.2-Test",
-	} {
-		if got := packageName(name); got != want {
-			t.Errorf("%s: got %q, want %q", name, got, want)
-		}
-	}
-}
-
 func TestNames(t *testing.T) {
 	n := &names{max: 150}
 	for i, name := range []string{"hello-2.12", "Othello-1", "glibc-2.40", "left-out-because-there-is-no-room-left-for-such-a-long-name"} {
@@ -131,29 +113,12 @@ func TestHistoryFile(t *testing.T) {
 }
 
 func TestFormats(t *testing.T) {
-	const nbsp = "\u00a0"
-	for n, want := range map[int64]string{
-		0: "0 B", 999: "999 B", 1000: "1 kB", 1234: "1.23 kB", 12_345: "12.3 kB", 999_499: "999 kB", 999_500: "1 MB",
-		96_200_000: "96.2 MB", 527_000_000: "527 MB", 1_310_000_000: "1.31 GB", 1 << 62: "4.61 EB",
-	} {
-		if got := strings.ReplaceAll(formatSize(n), nbsp, " "); got != want {
-			t.Errorf("size of %d: got %q, want %q", n, got, want)
-		}
-	}
-	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", 1234567: "1,234,567", -1000: "-1,000"} {
-		if got := formatCount(n); got != want {
-			t.Errorf("count %d: got %q, want %q", n, got, want)
-		}
-	}
 	for d, want := range map[time.Duration]string{
 		time.Second: "just now", 90 * time.Second: "90 seconds ago", 5 * time.Minute: "5 minutes ago", 50 * time.Hour: "50 hours ago",
 	} {
 		if got := formatAge(d); got != want {
 			t.Errorf("%v: got %q, want %q", d, got, want)
 		}
-	}
-	if got := formatRatio(1, 0) + formatPercent(1, 0); got != "––" {
-		t.Errorf("divided by nothing: got %q", got)
 	}
 	for host, want := range map[string]string{"a.example": "a.example", "a.example:80": "a.example", "[::1]:8080": "[::1]", "[::1]": "[::1]", "10.0.0.1": "10.0.0.1", "x:": "x:"} {
 		if got := machine(host); got != want {
@@ -162,8 +127,8 @@ func TestFormats(t *testing.T) {
 	}
 }
 
-func TestChart(t *testing.T) {
-	if newChart(nil) != nil {
+func TestTimeline(t *testing.T) {
+	if newTimeline(nil) != nil {
 		t.Error("there is a chart of nothing")
 	}
 	start := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -172,37 +137,12 @@ func TestChart(t *testing.T) {
 		samples = append(samples, sample{Time: start.Add(time.Duration(i) * time.Hour), NARs: i * 1e9, Uploaded: i * 2e8, Stored: i*2e8 + 1})
 	}
 	for _, n := range []int{1, 2, 100} {
-		c := newChart(samples[100-n:])
+		c := newTimeline(samples[100-n:])
 		if len(c.Rows) == 0 || len(c.Rows) > maxRows || c.Rows[0] != samples[99] {
 			t.Errorf("%d samples: the table has %d rows, the first of %v", n, len(c.Rows), c.Rows[0].Time)
 		}
-		for _, d := range c.Drawings {
-			checkDrawing(t, n, d)
+		if c.Chart == "" {
+			t.Errorf("%d samples: there is no chart", n)
 		}
-	}
-	empty := newChart([]sample{{Time: start}}) // all zero
-	for _, d := range empty.Drawings {
-		checkDrawing(t, 1, d)
-	}
-}
-
-// checkDrawing checks that all marks are in the drawing, and no label is on another.
-func checkDrawing(t *testing.T, n int, d drawing) {
-	t.Helper()
-	for _, l := range d.Lines {
-		if l.X > float64(d.Right) || l.Y < float64(d.Top) || l.Y > float64(d.Bottom) || l.LabelY < 0 || l.LabelY > float64(d.Bottom) {
-			t.Errorf("%d samples, %s: line %s ends at %v,%v, its label at %v", n, d.ID, l.Name, l.X, l.Y, l.LabelY)
-		}
-		if got := len(strings.Fields(l.Points)); got != n {
-			t.Errorf("%s: line %s has %d points, want %d", d.ID, l.Name, got, n)
-		}
-		for _, other := range d.Lines {
-			if gap := l.LabelY - other.LabelY; l.Name != other.Name && gap > -labelStep+1 && gap < labelStep-1 {
-				t.Errorf("%d samples, %s: labels of %s and %s are %.1f apart", n, d.ID, l.Name, other.Name, gap)
-			}
-		}
-	}
-	if len(d.X) == 0 || len(d.Y) < 2 || len(d.Y) > 6 {
-		t.Errorf("%d samples, %s: %d marks of time and %d of size", n, d.ID, len(d.X), len(d.Y))
 	}
 }

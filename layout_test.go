@@ -22,12 +22,12 @@ var layers = [][]string{
 	{"pull"},
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
-	{"packfile", "index", "upstream", "rangecache"},
+	{"packfile", "index", "upstream", "rangecache", "nixexport"},
 	{"bucket", "nar", "narinfo", "compression", "prices", "chart"},
 }
 
 // pure packages do no I/O beyond the readers and writers that they are given.
-var pure = []string{"packfile", "nar", "narinfo", "compression", "chart"}
+var pure = []string{"packfile", "nar", "narinfo", "compression", "chart", "nixexport"}
 
 func TestImportsPointDown(t *testing.T) {
 	imports := readImports(t)

@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"context"
 	"fmt"
+	"iter"
 
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/narinfo"
@@ -34,16 +35,31 @@ func (s *Store) EachPath(ctx context.Context, fn func(path narinfo.StorePath, na
 // and the bytes of their frames. Other objects may have the same ones, and none of them is
 // this one's own.
 func (o *Object) Stored() (chunks int, bytes int64) {
-	seen := map[packfile.ID]bool{}
-	for i := range o.plan.pieces {
-		pp := &o.plan.pieces[i]
-		if pp.literal() || seen[pp.id] {
-			continue
-		}
-		seen[pp.id] = true
-		if pp.loc.Index == 0 { // a frame of several chunks is counted with its first
-			bytes += int64(pp.loc.Prefix) + int64(pp.loc.Payload)
+	for _, n := range o.Chunks() {
+		chunks++
+		bytes += n
+	}
+	return chunks, bytes
+}
+
+// Chunks are the object's distinct chunks, and the bytes of their frames. A frame of several
+// chunks is counted with its first.
+func (o *Object) Chunks() iter.Seq2[packfile.ID, int64] {
+	return func(yield func(packfile.ID, int64) bool) {
+		seen := map[packfile.ID]bool{}
+		for i := range o.plan.pieces {
+			pp := &o.plan.pieces[i]
+			if pp.literal() || seen[pp.id] {
+				continue
+			}
+			seen[pp.id] = true
+			n := int64(0)
+			if pp.loc.Index == 0 {
+				n = int64(pp.loc.Prefix) + int64(pp.loc.Payload)
+			}
+			if !yield(pp.id, n) {
+				return
+			}
 		}
 	}
-	return len(seen), bytes
 }

@@ -324,17 +324,17 @@ func (s *S3) List(ctx context.Context, prefix, after string, fn func(Info) error
 	if after != "" {
 		opts.StartAfter = s.cfg.prefix + after
 	}
-	return s.list(ctx, opts, func(info Info) error {
-		if CheckKey(info.Key) != nil {
+	return s.list(ctx, opts, func(key string, o *minio.ObjectInfo) error {
+		if CheckKey(key) != nil {
 			return nil // somebody else's
 		}
-		return fn(info)
+		return fn(Info{Key: key, Size: o.Size})
 	})
 }
 
 // list calls fn for what opts asks for, with keys without the bucket's prefix, and goes on
 // behind the last one after a failure.
-func (s *S3) list(ctx context.Context, opts minio.ListObjectsOptions, fn func(Info) error) error {
+func (s *S3) list(ctx context.Context, opts minio.ListObjectsOptions, fn func(key string, o *minio.ObjectInfo) error) error {
 	prefix := strings.TrimPrefix(opts.Prefix, s.cfg.prefix)
 	s.cfg.payer(opts.Set)
 	var fnErr error
@@ -345,7 +345,7 @@ func (s *S3) list(ctx context.Context, opts minio.ListObjectsOptions, fn func(In
 				return o.Err
 			}
 			opts.StartAfter = o.Key
-			if fnErr = fn(Info{Key: strings.TrimPrefix(o.Key, s.cfg.prefix), Size: o.Size}); fnErr != nil {
+			if fnErr = fn(strings.TrimPrefix(o.Key, s.cfg.prefix), &o); fnErr != nil {
 				return permanent(fnErr)
 			}
 		}

@@ -11,11 +11,15 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	"golang.org/x/time/rate"
 )
 
 // S3Objects reads objects that others have put into an object store, whatever their keys.
 // Its methods may be called concurrently.
-type S3Objects struct{ s *S3 }
+type S3Objects struct {
+	s     *S3
+	limit *rate.Limiter
+}
 
 // OpenS3Objects returns the objects at an s3 URL, which OpenS3 describes. It sends nothing.
 func OpenS3Objects(rawURL string) (*S3Objects, error) {
@@ -23,7 +27,7 @@ func OpenS3Objects(rawURL string) (*S3Objects, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &S3Objects{s}, nil
+	return &S3Objects{s, rate.NewLimiter(rate.Inf, 0)}, nil
 }
 
 // String is the URL without secrets.
@@ -32,14 +36,30 @@ func (o *S3Objects) String() string { return o.s.String() }
 // Requests returns what was sent so far.
 func (o *S3Objects) Requests() Requests { return o.s.Requests() }
 
-// List calls fn with the keys that begin with prefix and go on without a slash, in order. An
-// error of fn ends the list and is returned as it is.
-func (o *S3Objects) List(ctx context.Context, prefix string, fn func(key string) error) error {
-	return o.s.list(ctx, minio.ListObjectsOptions{Prefix: o.s.cfg.prefix + prefix}, func(info Info) error {
-		if strings.HasSuffix(info.Key, "/") {
+// Limit has requests wait for limit. It is called before anything is asked for.
+func (o *S3Objects) Limit(limit *rate.Limiter) { o.limit = limit }
+
+// listPage is how many keys come by one request.
+const listPage = 1000
+
+// List calls fn with the keys that begin with prefix, in order, unless deep only with those
+// that go on without a slash, and when each was put. An error of fn ends the list and is
+// returned as it is.
+func (o *S3Objects) List(ctx context.Context, prefix string, deep bool, fn func(key string, modified time.Time) error) error {
+	if err := o.limit.Wait(ctx); err != nil {
+		return err
+	}
+	n := 0
+	return o.s.list(ctx, minio.ListObjectsOptions{Prefix: o.s.cfg.prefix + prefix, Recursive: deep}, func(key string, info *minio.ObjectInfo) error {
+		if n++; n%listPage == 0 {
+			if err := o.limit.Wait(ctx); err != nil {
+				return err
+			}
+		}
+		if strings.HasSuffix(key, "/") {
 			return nil // what is below it
 		}
-		return fn(info.Key)
+		return fn(key, info.LastModified)
 	})
 }
 
@@ -50,6 +70,7 @@ type S3Object struct {
 	Encoding string // its Content-Encoding
 
 	s      *S3
+	limit  *rate.Limiter
 	ctx    context.Context
 	key    string
 	off    int64 // of the next byte
@@ -63,7 +84,7 @@ type S3Object struct {
 // Open opens an object from byte off on. The error wraps ErrNotFound if there is none. The
 // caller closes it.
 func (o *S3Objects) Open(ctx context.Context, key string, off int64) (*S3Object, error) {
-	obj := &S3Object{s: o.s, ctx: ctx, key: key, off: off}
+	obj := &S3Object{s: o.s, limit: o.limit, ctx: ctx, key: key, off: off}
 	for {
 		err := obj.open()
 		if err == nil {
@@ -77,6 +98,9 @@ func (o *S3Objects) Open(ctx context.Context, key string, off int64) (*S3Object,
 
 // open asks for what is left.
 func (o *S3Object) open() (err error) {
+	if err := o.limit.Wait(o.ctx); err != nil {
+		return permanent(err)
+	}
 	ctx, cancel := context.WithCancelCause(o.ctx)
 	timer := time.AfterFunc(o.s.cfg.timeout, func() { cancel(errStalled) })
 	defer func() {

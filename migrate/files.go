@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/narinfo"
@@ -13,7 +14,7 @@ import (
 )
 
 // fileDirs are where caches have files beside narinfos and NARs.
-var fileDirs = []string{"", "log", "debuginfo", "realisations"}
+var fileDirs = []string{"", "log", "debuginfo", "realisations", "build-trace-v2"}
 
 // files imports listings, logs, debug information and realisations, if the source can tell
 // which it has.
@@ -24,8 +25,8 @@ func (im *importer) files(ctx context.Context) error {
 	}
 	return each(ctx, im.opts.Jobs, func(ctx context.Context, fn func(string) error) error {
 		for _, dir := range fileDirs {
-			if err := source.List(ctx, dir, func(name string) error {
-				if dir == "" && !isListing(name) {
+			if err := source.List(ctx, dir, func(name string, modified time.Time) error {
+				if dir == "" && !isListing(name) || modified.Before(im.opts.Since) {
 					return nil
 				}
 				return fn(name)

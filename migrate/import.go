@@ -31,6 +31,9 @@ type Options struct {
 	// Match is a pattern, as of path.Match, for the names of the paths to import, which are
 	// what follows the hash part; default all.
 	Match string `json:"match"`
+	// Since leaves out narinfos and files that the source has had for longer, as its list
+	// says; zero for none. It is for imports without Paths.
+	Since time.Time `json:"since"`
 	// Keys are those of which one must have signed a path; none for taking all.
 	Keys []narinfo.PublicKey `json:"keys"`
 	// NoFiles leaves out listings, logs, realisations and debug information.
@@ -102,12 +105,17 @@ type importer struct {
 
 func (im *importer) run(ctx context.Context) error {
 	paths := im.opts.Paths
+	if paths != nil && !im.opts.Since.IsZero() {
+		return errors.New("since when the source has a path only its list says")
+	}
 	if paths == nil {
 		lister, ok := im.source.(upstream.Lister)
 		if !ok {
 			return fmt.Errorf("%s cannot be listed: name the paths to import", im.source.Name())
 		}
-		paths = func(ctx context.Context, fn func(string) error) error { return listPaths(ctx, lister, fn) }
+		paths = func(ctx context.Context, fn func(string) error) error {
+			return listPaths(ctx, lister, im.opts.Since, fn)
+		}
 	}
 	if err := walk(ctx, im.opts.Jobs, paths, im.opts.Closure, im.path); err != nil {
 		return err
@@ -118,10 +126,10 @@ func (im *importer) run(ctx context.Context) error {
 	return im.countIncomplete(ctx)
 }
 
-// listPaths calls fn with the hash part of every narinfo.
-func listPaths(ctx context.Context, source upstream.Lister, fn func(hashPart string) error) error {
-	return source.List(ctx, "", func(name string) error {
-		if hashPart, ok := strings.CutSuffix(name, ".narinfo"); ok && narinfo.IsHashPart(hashPart) {
+// listPaths calls fn with the hash part of every narinfo that is no older than since.
+func listPaths(ctx context.Context, source upstream.Lister, since time.Time, fn func(hashPart string) error) error {
+	return source.List(ctx, "", func(name string, modified time.Time) error {
+		if hashPart, ok := strings.CutSuffix(name, ".narinfo"); ok && narinfo.IsHashPart(hashPart) && !modified.Before(since) {
 			return fn(hashPart)
 		}
 		return nil

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
@@ -434,5 +435,38 @@ func TestImportReal(t *testing.T) {
 	report, err := s.Check(t.Context(), chunkstore.CheckOptions{ReadData: true})
 	if err != nil || !report.OK() {
 		t.Errorf("check: %+v, %v", report, err)
+	}
+}
+
+// TestImportSince imports what came in lately: paths, and files of all kinds.
+func TestImportSince(t *testing.T) {
+	c := newCache(t)
+	old, fresh := c.add(compression.XZ), c.add(compression.XZ)
+	trace := "build-trace-v2/" + fresh.StorePath.String() + ".drv/out.doi"
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(c.dir, trace)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.write(trace, []byte("{}"))
+	c.write("log/old.drv", []byte("built\n"))
+	since := time.Now().Add(-time.Hour)
+	for _, name := range []string{old.StorePath.HashPart() + ".narinfo", "log/old.drv"} {
+		if err := os.Chtimes(filepath.Join(c.dir, name), since, since.Add(-time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, source := openStore(t), upstream.NewDir(c.dir, chunkstore.DefaultStoreDir)
+	if report, skipped := run(t, s, source, Options{Since: since}); report.Paths != 1 || report.Imported != 1 || report.Files != 1 || len(skipped) > 0 {
+		t.Errorf("got %+v, %v", report, skipped)
+	}
+	c.check(s, fresh)
+	if _, err := s.File(t.Context(), trace); err != nil {
+		t.Error(err)
+	}
+	if report, _ := run(t, s, source, Options{}); report.Imported != 1 || report.Files != 1 {
+		t.Errorf("the rest: got %+v", report)
+	}
+	opts := Options{Since: since, Paths: func(context.Context, func(string) error) error { return nil }}
+	if _, err := Import(t.Context(), s, source, opts, new(Progress)); err == nil {
+		t.Error("since, of paths that were named: no error")
 	}
 }

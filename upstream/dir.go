@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/dedupd/dedupd/narinfo"
 )
@@ -75,7 +76,7 @@ func (d *Dir) File(_ context.Context, name string) (io.ReadCloser, error) {
 }
 
 // List implements Lister.
-func (d *Dir) List(ctx context.Context, dir string, fn func(name string) error) error {
+func (d *Dir) List(ctx context.Context, dir string, fn func(name string, modified time.Time) error) error {
 	root, err := os.OpenRoot(d.dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -96,17 +97,31 @@ func (d *Dir) List(ctx context.Context, dir string, fn func(name string) error) 
 			return fmt.Errorf("list %s/%s: %w", d.Name(), dir, err)
 		}
 		for _, e := range entries {
-			if e.IsDir() {
-				continue
-			}
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if err := fn(path.Join(dir, e.Name())); err != nil {
+			if err := d.listEntry(ctx, dir, e, fn); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+func (d *Dir) listEntry(ctx context.Context, dir string, e fs.DirEntry, fn func(name string, modified time.Time) error) error {
+	name := path.Join(dir, e.Name())
+	if e.IsDir() {
+		if dir == "" {
+			return nil
+		}
+		return d.List(ctx, name, fn)
+	}
+	info, err := e.Info()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is gone since
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", d.Name(), err)
+	}
+	return fn(name, info.ModTime())
 }
 
 // listStep is how many entries of a directory are in memory at a time.

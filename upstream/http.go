@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/dedupd/dedupd/narinfo"
 )
 
@@ -51,6 +53,7 @@ type HTTP struct {
 	// small is for what is asked for often and answered at once. The number of its
 	// connections is bounded; that of NARs is bounded by who asks for them.
 	small, large *http.Client
+	limit        *rate.Limiter
 }
 
 const (
@@ -74,10 +77,13 @@ func NewHTTP(cfg HTTPConfig) (*HTTP, error) {
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = time.Minute
 	}
-	c := &HTTP{cfg: cfg, base: base}
+	c := &HTTP{cfg: cfg, base: base, limit: rate.NewLimiter(rate.Inf, 0)}
 	c.small, c.large = c.client(smallConns), c.client(0)
 	return c, nil
 }
+
+// Limit has requests wait for limit. It is called before anything is asked for.
+func (c *HTTP) Limit(limit *rate.Limiter) { c.limit = limit }
 
 func (c *HTTP) client(conns int) *http.Client {
 	return &http.Client{
@@ -240,6 +246,9 @@ var errTimeout = errors.New("timeout")
 // get sends a GET with a header, which it adds to. An answer whose code is not 200 or 206, or that is a page for people,
 // is an error.
 func (c *HTTP) get(ctx context.Context, client *http.Client, u *url.URL, header http.Header) (_ *http.Response, err error) {
+	if err := c.limit.Wait(ctx); err != nil {
+		return nil, err
+	}
 	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(c.cfg.Timeout, func() { cancel(errTimeout) })

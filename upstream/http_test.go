@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
@@ -327,6 +329,19 @@ func TestParseContentRange(t *testing.T) {
 		first, size, ok := parseContentRange(s)
 		if got := fmt.Sprint(first, size, ok); got != want && (ok || strings.HasSuffix(want, "true")) {
 			t.Errorf("%q: got %s, want %s", s, got, want)
+		}
+	}
+}
+
+// TestLimit asks faster than it may, and gives up.
+func TestLimit(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, aNarInfo(zeros)) })
+	c.Limit(rate.NewLimiter(rate.Every(time.Hour), 2))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for n := range 3 {
+		if _, err := c.NarInfo(ctx, zeros); (err == nil) != (n < 2) {
+			t.Errorf("request %d: %v", n, err)
 		}
 	}
 }

@@ -7,6 +7,9 @@ import (
 	"io"
 	"net/url"
 	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/narinfo"
@@ -34,6 +37,9 @@ func (s *S3) Name() string { return s.objects.String() }
 
 // Requests returns what was sent so far.
 func (s *S3) Requests() bucket.Requests { return s.objects.Requests() }
+
+// Limit has requests wait for limit. It is called before anything is asked for.
+func (s *S3) Limit(limit *rate.Limiter) { s.objects.Limit(limit) }
 
 // NarInfo implements Source.
 func (s *S3) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
@@ -88,9 +94,9 @@ func (s *S3) open(ctx context.Context, name string, off int64) (*bucket.S3Object
 }
 
 // List implements Lister.
-func (s *S3) List(ctx context.Context, dir string, fn func(name string) error) error {
-	if dir != "" {
-		dir += "/"
+func (s *S3) List(ctx context.Context, dir string, fn func(name string, modified time.Time) error) error {
+	if dir == "" {
+		return s.objects.List(ctx, "", false, fn)
 	}
-	return s.objects.List(ctx, dir, fn)
+	return s.objects.List(ctx, dir+"/", true, fn)
 }

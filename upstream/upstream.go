@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/dedupd/dedupd/narinfo"
 )
@@ -33,8 +34,9 @@ type Source interface {
 // A Lister is a Source that can tell what it has.
 type Lister interface {
 	Source
-	// List calls fn with the name of every file of the cache that is directly in dir, such
-	// as "log", or "" for the narinfos and what is beside them. It is no error if there is
-	// no such dir. An error of fn ends the list and is returned as it is.
-	List(ctx context.Context, dir string, fn func(name string) error) error
+	// List calls fn with the name of every file of the cache in dir, such as "log", and below
+	// it, or of those directly in the cache, the narinfos and what is beside them, if dir is
+	// "". It is no error if there is no such dir. An error of fn ends the list and is returned
+	// as it is.
+	List(ctx context.Context, dir string, fn func(name string, modified time.Time) error) error
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/migrate"
@@ -27,6 +28,7 @@ import (
 // importFlags are the flags of import.
 type importFlags struct {
 	paths, skipped, only    string
+	since                   string
 	closureOf               []string
 	keys                    []string
 	source                  importSource
@@ -58,12 +60,14 @@ func importCommand() *cobra.Command {
 	flags.StringVar(&f.paths, "paths", "", "file with store paths or their hash parts, the first word of each line; - for standard input")
 	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path to import with all that it refers to; may be repeated")
 	flags.StringVar(&f.only, "only", "", "pattern, with * and ?, of the names of the paths to import: what follows the hash part")
+	flags.StringVar(&f.since, "since", "", "leave out what the source has had for longer: a time like 36h, or a date like 2026-11-01; for directories and S3")
 	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
 	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
 	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
 	flags.StringVar(&f.source.NetrcFile, "netrc-file", "", "file with user names and passwords")
 	flags.IntVar(&f.jobs, "jobs", 16, "paths at a time")
+	flags.Float64Var(&f.source.Rate, "rate", 0, "most requests a second to the source, over HTTP or to S3; 0 for no limit")
 	flags.BoolVar(&f.noFiles, "no-files", false, "leave out listings, logs, debug information and realisations")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only look what is missing")
 	flags.BoolVar(&f.asJSON, "json", false, "write a report in JSON")
@@ -81,12 +85,19 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	if f.jobs < 1 {
 		return fmt.Errorf("jobs is %d, not above 0", f.jobs)
 	}
+	if f.source.Rate < 0 {
+		return fmt.Errorf("rate is %g, not 0 or more", f.source.Rate)
+	}
+	since, err := parseSince(f.since)
+	if err != nil {
+		return err
+	}
 	f.source.URL = from
 	if _, err := f.source.upstream(); err != nil {
 		return err
 	}
 	opts := migrate.Options{
-		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only,
+		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only, Since: since,
 		NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
 	}
 	for _, text := range f.keys {
@@ -121,6 +132,22 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 		err = fmt.Errorf("%d things were left out", report.Failed())
 	}
 	return err
+}
+
+// parseSince returns the moment that text names: so long ago, or a day or second.
+func parseSince(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if ago, err := time.ParseDuration(text); err == nil && ago > 0 {
+		return time.Now().Add(-ago), nil
+	}
+	for _, layout := range []string{time.DateOnly, time.RFC3339} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("since: %q is neither a time like 36h nor a date like 2026-11-01", text)
 }
 
 // importAll imports into the store, or has the server do it that has the store.
@@ -180,6 +207,7 @@ func importHandler(store *chunkstore.Store, log *slog.Logger) http.Handler {
 // An importSource is the cache that is imported, as the flags name it.
 type importSource struct {
 	URL, User, PasswordFile, NetrcFile string
+	Rate                               float64 // requests a second; 0 for no limit
 }
 
 func (s *importSource) upstream() (*Upstream, error) {
@@ -196,7 +224,11 @@ func (s *importSource) open(ctx context.Context, store *chunkstore.Store, log *s
 		return nil, err
 	}
 	log.Info("import begins", "source", up.name())
-	return up.source(ctx, store.Repository().StoreDir, "", log)
+	source, err := up.source(ctx, store.Repository().StoreDir, "", log)
+	if l, ok := source.(interface{ Limit(*rate.Limiter) }); ok && s.Rate > 0 {
+		l.Limit(rate.NewLimiter(rate.Limit(s.Rate), 1))
+	}
+	return source, err
 }
 
 func importLine(c migrate.Counts, since time.Duration) string {

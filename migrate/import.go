@@ -36,6 +36,10 @@ type Options struct {
 	Since time.Time `json:"since"`
 	// Keys are those of which one must have signed a path; none for taking all.
 	Keys []narinfo.PublicKey `json:"keys"`
+	// Sign has the SigningKeys sign what is imported: with the operator's word for it, not
+	// with that of somebody who has built it.
+	Sign        bool                 `json:"sign"`
+	SigningKeys []narinfo.PrivateKey `json:"-"`
 	// NoFiles leaves out listings, logs, realisations and debug information.
 	NoFiles bool `json:"no_files"`
 	// MaxFile is the size of the largest of these, in bytes; default 64 MiB.
@@ -63,6 +67,11 @@ var ErrSource = errors.New("the source cannot be read")
 // not even its narinfo. The error says that it could not go on; what is wrong with single
 // paths is told to Options.Skipped, and counted.
 func Import(ctx context.Context, store Sink, source upstream.Source, opts Options, progress *Progress) (*Report, error) {
+	return importWith(ctx, store, source, opts, progress, (*importer).run)
+}
+
+// importWith calls fn with an importer, and returns the report of what it did.
+func importWith(ctx context.Context, store Sink, source upstream.Source, opts Options, progress *Progress, fn func(*importer, context.Context) error) (*Report, error) {
 	if opts.Jobs == 0 {
 		opts.Jobs = 16
 	}
@@ -75,13 +84,18 @@ func Import(ctx context.Context, store Sink, source upstream.Source, opts Option
 	if _, err := path.Match(opts.Match, ""); err != nil {
 		return &Report{}, fmt.Errorf("pattern %q: %w", opts.Match, err)
 	}
+	if !opts.Sign {
+		opts.SigningKeys = nil
+	} else if len(opts.SigningKeys) == 0 {
+		return &Report{}, errors.New("there is no key to sign with")
+	}
 	im := &importer{
 		store: store, source: source, opts: opts, progress: progress,
 		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
 	}
 	im.report = Report{DryRun: opts.DryRun, Skipped: map[Reason]int64{}}
 	begun := time.Now()
-	err := im.run(ctx)
+	err := fn(im, ctx)
 	r := &im.report
 	c := progress.Counts()
 	r.Paths, r.Present, r.Imported, r.NARBytes, r.ReadBytes = c.Paths, c.Present, c.Imported, c.NARBytes, c.Read

@@ -59,6 +59,7 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	} else if err != nil {
 		return nil, err
 	}
+	im.sign(info)
 	if err := im.store.PutNarInfo(ctx, info); err != nil {
 		return nil, fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
 	}

@@ -19,7 +19,8 @@ import (
 
 // A process that has the store imports for one that has not, over HTTP:
 //
-//	POST   a Request in a line of JSON; if it says so, a hash part in each line after that
+//	POST   a Request in a line of JSON; if it says so, after that a hash part in each line, or
+//	       a stream
 //	200    lines of JSON, each a message: progress now and then, what is left out, and the
 //	       report as the last one
 //
@@ -31,6 +32,8 @@ type Request struct {
 	Options Options         `json:"options"`
 	// HasPaths says that paths follow; else all that the source has is to be imported.
 	HasPaths bool `json:"has_paths"`
+	// HasStream says that what nix-store --export has written follows, and is the source.
+	HasStream bool `json:"has_stream"`
 }
 
 // A message is one of these.
@@ -43,8 +46,9 @@ type message struct {
 
 const progressInterval = time.Second
 
-// Handler imports into store for clients of Ask. What it opens that is an io.Closer it closes.
-func Handler(store *chunkstore.Store, open func(ctx context.Context, source json.RawMessage) (upstream.Source, error), warn func(string, ...any)) http.Handler {
+// Handler imports into store for clients of Ask, and signs with keys if they say so. What it
+// opens that is an io.Closer it closes.
+func Handler(store *chunkstore.Store, open func(ctx context.Context, source json.RawMessage) (upstream.Source, error), keys []narinfo.PrivateKey, warn func(string, ...any)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body := bufio.NewReader(r.Body)
 		var req Request
@@ -53,7 +57,7 @@ func Handler(store *chunkstore.Store, open func(ctx context.Context, source json
 			err = json.Unmarshal(line, &req)
 		}
 		var source upstream.Source
-		if err == nil {
+		if err == nil && !req.HasStream {
 			source, err = open(r.Context(), req.Source)
 		}
 		if err != nil {
@@ -71,6 +75,7 @@ func Handler(store *chunkstore.Store, open func(ctx context.Context, source json
 		}
 		s := &sender{lines: json.NewEncoder(w), flush: control.Flush}
 		opts := req.Options
+		opts.SigningKeys = keys
 		opts.Skipped, opts.Warn = func(skip Skip) { s.send(&message{Skip: &skip}) }, warn
 		if req.HasPaths {
 			opts.Paths = func(_ context.Context, fn func(string) error) error { return readHashParts(body, fn) }
@@ -80,7 +85,12 @@ func Handler(store *chunkstore.Store, open func(ctx context.Context, source json
 			counts := progress.Counts()
 			s.send(&message{Progress: &counts})
 		})
-		report, err := Import(r.Context(), store, source, opts, &progress)
+		var report *Report
+		if req.HasStream {
+			report, err = ImportStream(r.Context(), store, body, opts, &progress)
+		} else {
+			report, err = Import(r.Context(), store, source, opts, &progress)
+		}
 		if err == nil && !opts.DryRun {
 			err = store.Flush(r.Context())
 		}
@@ -151,7 +161,32 @@ func Ask(ctx context.Context, client *http.Client, url string, source any, opts 
 	if err != nil {
 		return nil, err
 	}
-	if text, err = json.Marshal(&Request{Source: text, Options: opts, HasPaths: opts.Paths != nil}); err != nil {
+	return ask(ctx, client, url, &Request{Source: text, Options: opts, HasPaths: opts.Paths != nil}, func(w io.Writer) error {
+		if opts.Paths == nil {
+			return nil
+		}
+		return opts.Paths(ctx, func(hashPart string) error {
+			_, err := io.WriteString(w, hashPart+"\n")
+			return err
+		})
+	}, progress)
+}
+
+// AskStream has the server at url do what ImportStream does here.
+func AskStream(ctx context.Context, client *http.Client, url string, stream io.Reader, opts Options, progress func(Counts)) (*Report, error) {
+	return ask(ctx, client, url, &Request{Options: opts, HasStream: true}, func(w io.Writer) error {
+		_, err := io.CopyBuffer(w, struct{ io.Reader }{stream}, make([]byte, copyBuffer))
+		return err
+	}, progress)
+}
+
+// copyBuffer is how much of a stream is sent at a time, in bytes.
+const copyBuffer = 128 << 10
+
+// ask sends a request and what write writes behind it, and takes the answer.
+func ask(ctx context.Context, client *http.Client, url string, request *Request, write func(io.Writer) error, progress func(Counts)) (*Report, error) {
+	text, err := json.Marshal(request)
+	if err != nil {
 		return nil, err
 	}
 	body, send := io.Pipe()
@@ -160,11 +195,8 @@ func Ask(ctx context.Context, client *http.Client, url string, source any, opts 
 	defer body.Close()
 	sending.Go(func() {
 		_, err := fmt.Fprintf(send, "%s\n", text)
-		if err == nil && opts.Paths != nil {
-			err = opts.Paths(ctx, func(hashPart string) error {
-				_, err := io.WriteString(send, hashPart+"\n")
-				return err
-			})
+		if err == nil {
+			err = write(send)
 		}
 		send.CloseWithError(err)
 	})
@@ -191,8 +223,8 @@ func Ask(ctx context.Context, client *http.Client, url string, source any, opts 
 		switch {
 		case m.Progress != nil:
 			progress(*m.Progress)
-		case m.Skip != nil && opts.Skipped != nil:
-			opts.Skipped(*m.Skip)
+		case m.Skip != nil && request.Options.Skipped != nil:
+			request.Options.Skipped(*m.Skip)
 		case m.Report != nil && m.Error != "":
 			return m.Report, errors.New(m.Error)
 		case m.Report != nil:

@@ -32,7 +32,7 @@ func TestAsk(t *testing.T) {
 			return nil, fmt.Errorf("bad source %s", text)
 		}
 		return upstream.NewDir(dir, chunkstore.DefaultStoreDir), nil
-	}, nil))
+	}, nil, nil))
 	defer server.Close()
 
 	var skipped []Skip

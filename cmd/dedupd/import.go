@@ -34,6 +34,8 @@ type importFlags struct {
 	source                  importSource
 	jobs                    int
 	noFiles, dryRun, asJSON bool
+	sign                    bool
+	stdin                   io.Reader // the stream that is imported, if it is that
 }
 
 func importCommand() *cobra.Command {
@@ -44,24 +46,27 @@ func importCommand() *cobra.Command {
 		Long: "Bring what the store lacks from a binary cache: file:///directory, s3://bucket?…, http://…\n" +
 			"or https://…; of s3, go doc ./bucket OpenS3 has the parameters.\n" +
 			"What is in a directory or on S3 is found by itself; of a cache at a URL say which paths, with\n" +
-			"--paths or --closure-of.\n\n" +
+			"--paths or --closure-of. With - it is what nix-store --export writes, on standard input.\n\n" +
 			"Every NAR is checked against its narinfo; signatures come along as they are, and nothing\n" +
-			"is signed. The names by which clients remember files stay alive. What is not right, or\n" +
+			"is signed, unless --sign says so: a stream has no signatures and no hashes, so that clients\n" +
+			"take what comes from there only if this cache has signed it. The names by which clients remember files stay alive. What is not right, or\n" +
 			"not there, is left out, counted, and with --skipped written to a file, which --paths\n" +
 			"takes to try it again. An import that was interrupted goes on where it was.\n\n" +
 			"The exit status is 1 if anything was left out.",
 		Example: "  dedupd import file:///srv/cache --dry-run\n" +
 			"  dedupd import https://cache.example --closure-of /nix/store/…-system\n" +
+			"  nix-store --export $(nix-store -qR ./result) | dedupd import - --sign\n" +
 			"  curl -sL https://channels.nixos.org/nixos-unstable/store-paths.xz | xz -dc | dedupd import https://cache.nixos.org --paths -",
 		Args: cobra.ExactArgs(1),
 	}
-	settings := addFlags(cmd, "bucket", "state", "memory", "max-nar", "max-file", "log-level", "log-format")
+	settings := addFlags(cmd, "bucket", "state", "memory", "max-nar", "max-file", "key-files", "log-level", "log-format")
 	flags := cmd.Flags()
 	flags.StringVar(&f.paths, "paths", "", "file with store paths or their hash parts, the first word of each line; - for standard input")
 	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path to import with all that it refers to; may be repeated")
 	flags.StringVar(&f.only, "only", "", "pattern, with * and ?, of the names of the paths to import: what follows the hash part")
 	flags.StringVar(&f.since, "since", "", "leave out what the source has had for longer: a time like 36h, or a date like 2026-11-01; for directories and S3")
 	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
+	flags.BoolVar(&f.sign, "sign", false, "sign what is imported with key-files; a server that has the store does it with its own")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
 	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
 	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
@@ -93,12 +98,17 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 		return err
 	}
 	f.source.URL = from
-	if _, err := f.source.upstream(); err != nil {
+	if from == "-" {
+		f.stdin = cmd.InOrStdin()
+		if f.source != (importSource{URL: from}) || f.paths != "" || len(f.closureOf) > 0 || len(f.keys) > 0 || f.since != "" {
+			return errors.New("a stream has no password, no signatures and no dates, and cannot be asked for paths")
+		}
+	} else if _, err := f.source.upstream(); err != nil {
 		return err
 	}
 	opts := migrate.Options{
 		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only, Since: since,
-		NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
+		Sign: f.sign, NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
 	}
 	for _, text := range f.keys {
 		key, err := narinfo.ParsePublicKey(text)
@@ -170,7 +180,12 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(counts(), time.Since(begun)) })
 	defer stop()
 	if locked {
-		report, err = migrate.Ask(ctx, serverClient(s.State), serverURL+"/import", &f.source, opts, func(c migrate.Counts) { last.Store(&c) })
+		client, url, show := serverClient(s.State), serverURL+"/import", func(c migrate.Counts) { last.Store(&c) }
+		if f.stdin != nil {
+			report, err = migrate.AskStream(ctx, client, url, f.stdin, opts, show)
+		} else {
+			report, err = migrate.Ask(ctx, client, url, &f.source, opts, show)
+		}
 		if err != nil {
 			err = fmt.Errorf("ask the server that uses %s: %w", s.State, err)
 		}
@@ -182,26 +197,42 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 			return nil, err
 		}
 	}
-	source, err := f.source.open(ctx, store, log)
-	if err != nil {
-		return nil, err
+	if f.sign {
+		if opts.SigningKeys, err = readKeys(s.KeyFiles, true); err != nil {
+			return nil, err
+		}
 	}
-	report, err = migrate.Import(ctx, store, source, opts, &progress)
+	if f.stdin != nil {
+		report, err = migrate.ImportStream(ctx, store, f.stdin, opts, &progress)
+	} else {
+		report, err = f.importSource(ctx, store, opts, &progress, log)
+	}
 	if err == nil && !f.dryRun {
 		err = store.Flush(ctx)
 	}
 	return report, err
 }
 
+func (f *importFlags) importSource(ctx context.Context, store *chunkstore.Store, opts migrate.Options, progress *migrate.Progress, log *slog.Logger) (*migrate.Report, error) {
+	source, err := f.source.open(ctx, store, log)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := source.(io.Closer); ok {
+		defer c.Close()
+	}
+	return migrate.Import(ctx, store, source, opts, progress)
+}
+
 // importHandler has the server import for those who may use its socket.
-func importHandler(store *chunkstore.Store, log *slog.Logger) http.Handler {
+func importHandler(store *chunkstore.Store, keys []narinfo.PrivateKey, log *slog.Logger) http.Handler {
 	return migrate.Handler(store, func(ctx context.Context, text json.RawMessage) (upstream.Source, error) {
 		var s importSource
 		if err := json.Unmarshal(text, &s); err != nil {
 			return nil, err
 		}
 		return s.open(ctx, store, log)
-	}, log.Warn)
+	}, keys, log.Warn)
 }
 
 // An importSource is the cache that is imported, as the flags name it.

@@ -116,7 +116,7 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		AckTimeout: ackTimeout, MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
-		WriterURL: s.WriterURL, Pull: puller, Import: importHandler(store, log),
+		WriterURL: s.WriterURL, Pull: puller, Import: importHandler(store, keys, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})

@@ -192,10 +192,7 @@ func (e *exporter) path(ctx context.Context, hashPart string) ([]narinfo.StorePa
 		err = e.nar(ctx, info)
 		switch {
 		case errors.Is(err, chunkstore.ErrNotFound), errors.Is(err, packfile.ErrCorrupt):
-			e.progress.failed.Add(1)
-			e.mu.Lock()
-			e.opts.Failed(info.StorePath.String(), err)
-			e.mu.Unlock()
+			e.fail(info, err)
 			return info.References, nil
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", info.StorePath, err)
@@ -208,6 +205,14 @@ func (e *exporter) path(ctx context.Context, hashPart string) ([]narinfo.StorePa
 	e.progress.exported.Add(1)
 	e.progress.narBytes.Add(int64(info.NarSize))
 	return info.References, nil
+}
+
+// fail notes that a path is not exported.
+func (e *exporter) fail(info *narinfo.NarInfo, err error) {
+	e.progress.failed.Add(1)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.opts.Failed(info.StorePath.String(), err)
 }
 
 // put puts an object, unless it is there: what has the same name was written by an export, too.

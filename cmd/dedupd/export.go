@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,10 +33,13 @@ func exportCommand() *cobra.Command {
 		Long: "Write the store, or closures of some paths, as a plain binary cache that needs no dedupd:\n" +
 			"into file:///directory, which must be empty or from an earlier export, or s3://bucket?….\n" +
 			"Signatures go along, and nothing is signed. An export that was interrupted goes on\n" +
-			"where it was. Beside a running server, export with --follow and a --state of its own.\n\n" +
+			"where it was. To - it is a stream, on standard output, for nix-store --import: without\n" +
+			"signatures, of which such a stream has none, and always whole.\n" +
+			"Beside a running server, export with --follow and a --state of its own.\n\n" +
 			"The exit status is 1 if a path could not be exported.",
 		Example: "  dedupd export file:///srv/plain --compression xz\n" +
-			"  dedupd export 's3://plain?region=eu-central-1' --closure-of /nix/store/…-system --dry-run",
+			"  dedupd export 's3://plain?region=eu-central-1' --closure-of /nix/store/…-system --dry-run\n" +
+			"  dedupd export - --closure-of /nix/store/…-system | ssh island nix-store --import",
 		Args: cobra.ExactArgs(1),
 	}
 	settings := addFlags(cmd, "bucket", "state", "follow", "memory", "log-level", "log-format")
@@ -73,7 +78,7 @@ func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error
 	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil && !s.Follow {
 		return fmt.Errorf("there is no store: %w", err)
 	}
-	dst, err := bucket.Open(ctx, to)
+	export, report, err := f.destination(cmd, to)
 	if err != nil {
 		return err
 	}
@@ -89,18 +94,43 @@ func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error
 	var progress migrate.ExportProgress
 	begun := time.Now()
 	stop := showProgress(cmd.ErrOrStderr(), func() string { return exportLine(progress.Report(), time.Since(begun)) })
-	report, err := migrate.Export(ctx, store, dst, f.opts, &progress)
+	done, err := export(ctx, store, f.opts, &progress)
 	stop()
-	if report == nil {
+	if done == nil {
 		return err
 	}
-	if writeErr := write(cmd.OutOrStdout(), report, f.asJSON); err == nil {
+	if writeErr := write(report, done, f.asJSON); err == nil {
 		err = writeErr
 	}
-	if err == nil && report.Failed > 0 {
-		err = fmt.Errorf("%d paths could not be exported", report.Failed)
+	if err == nil && done.Failed > 0 {
+		err = fmt.Errorf("%d paths could not be exported", done.Failed)
 	}
 	return err
+}
+
+// An exporter writes a store somewhere.
+type exporter func(context.Context, *chunkstore.Store, migrate.ExportOptions, *migrate.ExportProgress) (*migrate.ExportReport, error)
+
+// destination returns what exports to a destination, and where the report goes.
+func (f *exportFlags) destination(cmd *cobra.Command, to string) (exporter, io.Writer, error) {
+	stdout := cmd.OutOrStdout()
+	if to != "-" {
+		dst, err := bucket.Open(cmd.Context(), to)
+		return func(ctx context.Context, store *chunkstore.Store, opts migrate.ExportOptions, progress *migrate.ExportProgress) (*migrate.ExportReport, error) {
+			return migrate.Export(ctx, store, dst, opts, progress)
+		}, stdout, err
+	}
+	for _, name := range []string{"compression", "level", "jobs", "priority"} {
+		if cmd.Flags().Changed(name) {
+			return nil, nil, fmt.Errorf("%s: not of a stream", name)
+		}
+	}
+	if isTerminal(stdout) && !f.opts.DryRun {
+		return nil, nil, errors.New("a stream is not for people: write it to a file, or to nix-store --import")
+	}
+	return func(ctx context.Context, store *chunkstore.Store, opts migrate.ExportOptions, progress *migrate.ExportProgress) (*migrate.ExportReport, error) {
+		return migrate.ExportStream(ctx, store, stdout, opts, progress)
+	}, cmd.ErrOrStderr(), nil
 }
 
 func exportLine(r migrate.ExportReport, since time.Duration) string {

@@ -19,6 +19,7 @@ type localNix struct {
 	command []string // what goes before a program's name
 	root    string
 	conf    string // more of nix.conf
+	stdin   string
 }
 
 func newLocalNix(t *testing.T) *localNix {
@@ -47,7 +48,7 @@ func (n *localNix) try(args ...string) (stdout, stderr string, err error) {
 	cmd.Env = append(os.Environ(), "HOME="+home, "NIX_CONF_DIR="+home, "NIX_REMOTE=", "NIX_CONFIG=sandbox = false\nsandbox-paths = /bin /lib /lib64 /usr\n"+
 		"build-users-group =\nsubstitute = false\nfsync-metadata = false\nexperimental-features = nix-command\n"+n.conf)
 	var errs strings.Builder
-	cmd.Stderr = &errs
+	cmd.Stdin, cmd.Stderr = strings.NewReader(n.stdin), &errs
 	out, err := cmd.Output()
 	return strings.TrimSpace(string(out)), errs.String(), err
 }

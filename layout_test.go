@@ -22,7 +22,7 @@ var layers = [][]string{
 	{"pull"},
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
-	{"packfile", "index", "upstream", "rangecache", "nixexport"},
+	{"packfile", "index", "upstream", "rangecache", "encodings", "nixexport"},
 	{"bucket", "nar", "narinfo", "compression", "prices", "chart"},
 }
 

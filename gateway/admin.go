@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/encodings"
 )
 
 // Stats are the statistics of a store, and of the gateway that serves it, if there is
@@ -15,6 +16,8 @@ import (
 type Stats struct {
 	Store  *chunkstore.Stats `json:"store"`
 	Served *Served           `json:"served,omitempty"`
+	// OldNames are downloads under the names of uploads, if there is a cache for them.
+	OldNames *encodings.Stats `json:"old_names,omitempty"`
 }
 
 // WriteText writes the statistics for people.
@@ -24,6 +27,10 @@ func (s *Stats) WriteText(w io.Writer) error {
 	}
 	sent, of := float64(s.Served.Bytes), float64(s.Served.NARBytes)
 	_, err := fmt.Fprintf(w, "\nsince the server was started, %.1f MB were sent for %.1f MB of NARs: %.2f bytes for each byte\n", sent/1e6, of/1e6, sent/of)
+	if old := s.OldNames; err == nil && old != nil && old.Hits+old.Misses > 0 {
+		_, err = fmt.Fprintf(w, "old names: %d downloads, %d of them from %d files that take %.1f of %.1f MB; %.1f MB were sent of files, %.1f MB as large as the NARs\n",
+			old.Hits+old.Misses, old.Hits, old.Files, float64(old.Bytes)/1e6, float64(old.Limit)/1e6, float64(old.HitBytes)/1e6, float64(old.MissBytes)/1e6)
+	}
 	return err
 }
 
@@ -52,7 +59,12 @@ func (g *Gateway) AdminHandler() http.Handler {
 		g.reply(w, r, func(ctx context.Context) (any, error) {
 			stats, err := g.store.Stats(ctx)
 			served := g.Served()
-			return &Stats{stats, &served}, err
+			all := &Stats{Store: stats, Served: &served}
+			if g.cfg.OldNames != nil {
+				old := g.cfg.OldNames.Stats()
+				all.OldNames = &old
+			}
+			return all, err
 		})
 	})
 	mux.HandleFunc("GET /check", func(w http.ResponseWriter, r *http.Request) {

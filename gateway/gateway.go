@@ -39,6 +39,7 @@ import (
 
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/encodings"
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/pull"
@@ -85,6 +86,8 @@ type Config struct {
 	WriterURL string
 	// Pull gets from upstreams what the store lacks, for whoever may read; nil for nothing.
 	Pull *pull.Puller
+	// OldNames has smaller forms of NARs under the names of their uploads; nil for nothing.
+	OldNames *encodings.Cache
 	// IdleTimeout is how long a client may neither send nor take anything in the middle
 	// of a body before it is dropped; default 60 s.
 	IdleTimeout time.Duration
@@ -190,6 +193,9 @@ func New(store *chunkstore.Store, cfg Config) *Gateway {
 	g.vouched = cfg.vouched()
 	g.requests, g.metrics, g.prober = newRequestMetrics(cfg.Metrics.Registry), cfg.Metrics.Handler(), newProber(store)
 	cfg.Metrics.Store(store)
+	if cfg.OldNames != nil {
+		cfg.Metrics.OldNames(cfg.OldNames)
+	}
 	cfg.Metrics.Cache("narinfo", func() (stats.Stats, uint64) { return g.narInfos.Stats(), g.narInfos.WeightedSize() })
 	cfg.Metrics.Cache("listing", func() (stats.Stats, uint64) { return g.listings.Stats(), g.listings.WeightedSize() })
 	return g

@@ -157,16 +157,22 @@ func (g *Gateway) getStoredNAR(w *response, r *http.Request, res resource) error
 	}
 	c.noRanges = g.cfg.Pull != nil && g.cfg.Pull.Gone(res.id)
 	if f.Compression == string(compression.None) {
-		c = c.orFrames(w.Header(), r, o)
+		return g.serveNAR(w, r, c.orFrames(w.Header(), r, o), o.Size())
 	}
-	return g.serveNAR(w, r, c, o.Size())
+	return g.serveOldName(w, r, f, o, c)
 }
 
 // serveNAR answers with c, which is a form of a NAR of size bytes.
 func (g *Gateway) serveNAR(w *response, r *http.Request, c *content, size int64) error {
+	_, err := g.sendNAR(w, r, c, size)
+	return err
+}
+
+// sendNAR is serveNAR, and returns how many bytes were sent.
+func (g *Gateway) sendNAR(w *response, r *http.Request, c *content, size int64) (int64, error) {
 	n, err := w.serve(r, c)
 	g.served.add(n, c.size, size)
-	return err
+	return n, err
 }
 
 // framesContent is a NAR as the frames that the store has of it. If these are not the

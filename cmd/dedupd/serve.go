@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/encodings"
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/narinfo"
@@ -105,6 +108,10 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 	if puller != nil {
 		defer puller.Close()
 	}
+	oldNames := s.openOldNames(log)
+	if oldNames != nil {
+		defer oldNames.Close()
+	}
 	pages := site.New(site.Config{
 		Store: store, State: s.State, URL: s.PublicURL, Keys: publicTexts(keys, s.VerifyKeys), Private: !s.PublicRead, Memory: int64(s.Memory) / 32, Log: log,
 	})
@@ -116,7 +123,7 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		AckTimeout: ackTimeout, MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
-		WriterURL: s.WriterURL, Pull: puller, Import: importHandler(store, keys, log),
+		WriterURL: s.WriterURL, Pull: puller, OldNames: oldNames, Import: importHandler(store, keys, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})
@@ -142,6 +149,28 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 	daemon.SdNotify(false, daemon.SdNotifyReady)
 	defer context.AfterFunc(ctx, func() { daemon.SdNotify(false, daemon.SdNotifyStopping) })()
 	return group.Wait()
+}
+
+// openOldNames returns the cache for old names, nil if there is to be none and was none: one
+// that was may have clients in the middle of its files. It leaves uploads the room that they
+// need, and as much again. The caller closes it.
+func (s *Settings) openOldNames(log *slog.Logger) *encodings.Cache {
+	dir := filepath.Join(s.State, "old-names")
+	if _, err := os.Stat(dir); s.OldNamesCache == 0 && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	c, err := encodings.Open(encodings.Options{
+		Dir: dir, Size: int64(s.OldNamesCache), Log: log,
+		Room: func() bool {
+			free, err := chunkstore.FreeSpace(s.State)
+			return err == nil && free > 2*int64(s.MinFree)
+		},
+	})
+	if err != nil {
+		log.Error("there will be no cache for old names", "err", err)
+		return nil
+	}
+	return c
 }
 
 // scrub looks for damage until ctx ends. A store that cannot be scrubbed is served all

@@ -71,6 +71,7 @@ type Settings struct {
 	MaxUploads       int      `toml:"max-uploads" help:"NARs that are taken in at a time; others wait"`
 	SpoolSize        Bytes    `toml:"spool-size" help:"packs that may wait for the bucket before uploads do"`
 	CacheSize        Bytes    `toml:"cache-size" help:"room in the state directory for what is read from a bucket that is not a directory; 0 for none"`
+	OldNamesCache    Bytes    `toml:"old-names-cache" help:"room in the state directory for NARs in the compressions that they were uploaded or imported in, of those that are asked for often under these names; 0 for none"`
 	MinFree          Bytes    `toml:"min-free" help:"room that the disk of the state directory must have for an upload to begin"`
 	MaxConnections   int      `toml:"max-connections" help:"connections that clients may have open; beyond that, those that are idle for longest are closed"`
 	IdleTimeout      Duration `toml:"idle-timeout" help:"time after which a client that stalls is dropped"`
@@ -100,7 +101,7 @@ func defaultSettings() *Settings {
 		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), MaxFragments: 16, ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
 		FollowInterval: Duration(10e9), LeaseTTL: Duration(3 * 60e9),
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
-		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30,
+		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, OldNamesCache: 2 << 30,
 		Provider: prices.Default, MetricsRight: access.Read, AccessLog: true, LogFormat: "text",
 	}
 	if dir := dataDir(); dir != "" {

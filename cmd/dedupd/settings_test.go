@@ -94,6 +94,7 @@ idle-timeout = "1s"
 shutdown-timeout = "1s"
 max-pulls = 4
 pull-cache = "6MiB"
+old-names-cache = "7MiB"
 cache-size = "100MiB"
 public-url = "https://cache.example"
 prices = "../../contrib/prices.toml"
@@ -131,7 +132,7 @@ sign = true
 		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, SnapshotInterval: Duration(time.Hour), MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
-		MaxPulls: 4, PullCache: 6 << 20, CacheSize: 100 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,
+		MaxPulls: 4, PullCache: 6 << 20, OldNamesCache: 7 << 20, CacheSize: 100 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,
 		Prices: "../../contrib/prices.toml", Provider: "wasabi",
 		Upstreams: []Upstream{{
 			URL: "https://cache.example", PublicKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}, Priority: 5, Keep: &no,

@@ -1,0 +1,5 @@
+//go:build !unix
+
+package encodings
+
+func setLowPriority(int) {}

@@ -227,6 +227,8 @@ func reasonOf(source, err error) Reason {
 		return Unsupported
 	case errors.Is(err, chunkstore.ErrConflict):
 		return Conflict
+	case errors.Is(source, upstream.ErrDamaged):
+		return BadNAR
 	case source != nil:
 		return Unreachable
 	case errors.Is(err, errWrong), errors.Is(err, chunkstore.ErrBadUpload):

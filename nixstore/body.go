@@ -19,7 +19,7 @@ import (
 )
 
 // ErrDamaged says that the files of a path are not those that the database tells of.
-var ErrDamaged = errors.New("the files of the store path have changed")
+var ErrDamaged = fmt.Errorf("%w: the files of the store path have changed", upstream.ErrDamaged)
 
 // NAR implements upstream.Source. size is info.NarSize. A body from the start on is
 // compared with the hash in info, and its last bytes are only given out if that is right:

@@ -49,7 +49,7 @@ type Options struct {
 // DefaultDir is the store directory of nearly everybody.
 const DefaultDir = "/nix/store"
 
-// A Store is a Nix store. It implements upstream.Source.
+// A Store is a Nix store. It implements upstream.Lister.
 type Store struct {
 	dir   string // what names begin with
 	real  string // where the files are
@@ -61,8 +61,6 @@ type Store struct {
 	mu      sync.Mutex
 	damaged map[narinfo.StorePath]time.Time // when a NAR did not have its hash
 }
-
-var _ upstream.Source = (*Store)(nil)
 
 // Open opens a store. The error says so if there is none, or one in a format that is not
 // known.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dedupd/dedupd/nar"
 	"github.com/dedupd/dedupd/narinfo"
@@ -210,6 +211,65 @@ func TestClosure(t *testing.T) {
 	}
 	_, err = s.Closure(t.Context(), []narinfo.StorePath{lib, n.parse("/nix/store/" + strings.Repeat("0", 32) + "-x")})
 	wantNotFound(t, err)
+}
+
+// TestList lists what Nix has, in more than one step.
+func TestList(t *testing.T) {
+	n := oneNix(t)
+	began := time.Now().Add(-time.Second) // Nix has whole seconds
+	want := []string{n.add("store_test.go").HashPart() + ".narinfo", n.build("built", "echo >$out").HashPart() + ".narinfo"}
+	dir := t.TempDir()
+	var files []string
+	for i := range 1100 {
+		file := filepath.Join(dir, fmt.Sprint("file-", i))
+		if err := os.WriteFile(file, []byte(file), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	for path := range strings.Lines(n.store(append([]string{"--add"}, files...)...)) {
+		want = append(want, n.parse(strings.TrimSpace(path)).HashPart()+".narinfo")
+	}
+	s := n.open()
+	list := func(dir string) (names []string) {
+		t.Helper()
+		err := s.List(t.Context(), dir, func(name string, modified time.Time) error {
+			if modified.Before(began) || modified.After(time.Now().Add(time.Second)) {
+				t.Errorf("%s is of %v", name, modified)
+			}
+			names = append(names, name)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	got := list("")
+	if drv := len(want) + 1; len(got) != drv { // of what was built
+		t.Errorf("got %d names, want %d", len(got), drv)
+	}
+	for _, name := range want {
+		if !slices.Contains(got, name) {
+			t.Errorf("%s is not among them", name)
+		}
+	}
+	logs := list("log")
+	if len(logs) != 1 || !strings.HasSuffix(logs[0], "-built.drv") {
+		t.Fatalf("logs: got %q", logs)
+	}
+	f, err := s.File(t.Context(), logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if names := list("debuginfo"); len(names) > 0 {
+		t.Errorf("got %q", names)
+	}
+	enough := errors.New("enough")
+	if err := s.List(t.Context(), "", func(string, time.Time) error { return enough }); err != enough {
+		t.Errorf("got %v, want %v", err, enough)
+	}
 }
 
 func TestResolve(t *testing.T) {

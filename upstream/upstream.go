@@ -14,6 +14,10 @@ import (
 // other error means that it cannot be known whether it has.
 var ErrNotFound = errors.New("not found upstream")
 
+// ErrDamaged is wrapped by the error with which the body of a NAR ends where the source itself
+// finds that it is not what its narinfo says.
+var ErrDamaged = errors.New("damaged upstream")
+
 // A Source is a place that store paths can be had from. Its methods may be called
 // concurrently.
 type Source interface {

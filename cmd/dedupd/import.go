@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,10 +47,11 @@ func importCommand() *cobra.Command {
 		Long: "Bring what the store lacks from a binary cache: file:///directory, s3://bucket?…, http://…\n" +
 			"or https://…; of s3, go doc ./bucket OpenS3 has the parameters.\n" +
 			"What is in a directory or on S3 is found by itself; of a cache at a URL say which paths, with\n" +
-			"--paths or --closure-of. With - it is what nix-store --export writes, on standard input.\n\n" +
+			"--paths or --closure-of. With - it is what nix-store --export writes, on standard input;\n" +
+			"with /nix/store it is the Nix store of this machine, whose daemon is not needed.\n\n" +
 			"Every NAR is checked against its narinfo; signatures come along as they are, and nothing\n" +
-			"is signed, unless --sign says so: a stream has no signatures and no hashes, so that clients\n" +
-			"take what comes from there only if this cache has signed it. The names by which clients remember files stay alive. What is not right, or\n" +
+			"is signed, unless --sign says so: a stream has no signatures, and of a store what was built\n" +
+			"there often has none, so that clients take these paths only if this cache signs them. The names by which clients remember files stay alive. What is not right, or\n" +
 			"not there, is left out, counted, and with --skipped written to a file, which --paths\n" +
 			"takes to try it again. An import that was interrupted goes on where it was.\n\n" +
 			"The exit status is 1 if anything was left out.",
@@ -68,6 +70,7 @@ func importCommand() *cobra.Command {
 	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
 	flags.BoolVar(&f.sign, "sign", false, "sign what is imported with key-files; a server that has the store does it with its own")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
+	flags.StringVar(&f.source.Root, "root", "", "of a Nix store: directory that has its directories, if not /")
 	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
 	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
 	flags.StringVar(&f.source.NetrcFile, "netrc-file", "", "file with user names and passwords")
@@ -97,7 +100,11 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	if err != nil {
 		return err
 	}
-	f.source.URL = from
+	if filepath.IsAbs(from) {
+		f.source.Store = from
+	} else {
+		f.source.URL = from
+	}
 	if from == "-" {
 		f.stdin = cmd.InOrStdin()
 		if f.source != (importSource{URL: from}) || f.paths != "" || len(f.closureOf) > 0 || len(f.keys) > 0 || f.since != "" {
@@ -238,11 +245,13 @@ func importHandler(store *chunkstore.Store, keys []narinfo.PrivateKey, log *slog
 // An importSource is the cache that is imported, as the flags name it.
 type importSource struct {
 	URL, User, PasswordFile, NetrcFile string
-	Rate                               float64 // requests a second; 0 for no limit
+
+	Store, Root string  // of a Nix store on this machine
+	Rate        float64 // requests a second; 0 for no limit
 }
 
 func (s *importSource) upstream() (*Upstream, error) {
-	up := &Upstream{URL: s.URL, Trust: true, User: s.User, PasswordFile: s.PasswordFile, NetrcFile: s.NetrcFile}
+	up := &Upstream{URL: s.URL, Store: s.Store, Root: s.Root, Trust: true, User: s.User, PasswordFile: s.PasswordFile, NetrcFile: s.NetrcFile}
 	if err := up.validate(); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -113,4 +114,30 @@ func TestStreamFlags(t *testing.T) {
 			t.Errorf("%q: got %q, want an error", args, out)
 		}
 	}
+}
+
+// TestImportNixStore imports the store of each Nix, a closure first and then everything, beside a
+// server: what is damaged is left out.
+func TestImportNixStore(t *testing.T) {
+	forEachLocalNix(t, func(t *testing.T, n *localNix) {
+		t.Setenv("XDG_DATA_HOME", t.TempDir())
+		lib := n.run("nix-store", "--store", n.root, "--add", "stream_test.go")
+		app := n.run(n.expression("app", "uses $out", lib)...)
+		if out, err := dedupd(t, "", "import", "/nix/store", "--root", n.root, "--closure-of", app, "--sign"); err != nil || !strings.HasPrefix(out, "2 paths: 2 imported, 0 were there\n") {
+			t.Fatalf("a closure: got %q, %v", out, err)
+		}
+		damaged := n.run(n.expression("damaged", "will change", lib)...)
+		file := filepath.Join(n.root, damaged)
+		if err := errors.Join(os.Remove(file), os.WriteFile(file, []byte("has changed\n"), 0o444)); err != nil {
+			t.Fatal(err)
+		}
+		s := startServer(t)
+		out, err := dedupd(t, "", "import", "/nix/store", "--root", n.root, "--json")
+		var report migrate.Report
+		if jsonErr := json.Unmarshal([]byte(out), &report); err == nil || jsonErr != nil || report.Present != 2 || report.Skipped[migrate.BadNAR] != 1 || report.Failed() != 1 || report.Files == 0 {
+			t.Errorf("everything: got %s, %v", out, err)
+		}
+		client := &localNix{t: t, command: n.command, conf: n.conf, root: filepath.Join(t.TempDir(), "store")}
+		client.run("nix-store", "--store", client.root, "--option", "substitute", "true", "--option", "substituters", s.url, "--option", "trusted-public-keys", s.key, "-r", app)
+	})
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/dedupd/dedupd/bucket"
+	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/index"
 	"github.com/dedupd/dedupd/packfile"
 )
@@ -56,6 +57,9 @@ type Options struct {
 	// DecoderMemory bounds, in bytes, what the decoders of running uploads take; default
 	// 160 MiB. Uploads wait for each other; one that needs more by itself is refused.
 	DecoderMemory int64
+	// XZ decodes NARs in xz where that pays, its memory counted in DecoderMemory; default
+	// nil, for doing so in this process.
+	XZ *compression.Program
 	// ReadMemory bounds, in bytes, what downloads take of frames, and of what they decode
 	// to; default 64 MiB. Those that find none left wait for others.
 	ReadMemory int64

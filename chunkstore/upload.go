@@ -62,11 +62,14 @@ func (s *Store) PutNAR(ctx context.Context, name string, r io.Reader, accept fun
 	if typ != compression.None { // else it is that of the NAR
 		u.hash = sha256.New()
 	}
-	plain, err := compression.NewReader(typ, u, compression.Limits{MaxMemory: need})
+	plain, err := compression.NewReader(typ, u, compression.Limits{MaxMemory: need, Program: s.opts.XZ})
 	if err != nil {
 		return nil, badFile(err)
 	}
 	defer plain.Close()
+	if compression.Apart(plain) {
+		reading = nil // another goroutine reads r, and nobody computes here
+	}
 	return s.putNAR(ctx, name, typ, u, plain, reading, accept)
 }
 

@@ -21,6 +21,9 @@ type Limits struct {
 	// Zero means DefaultMaxMemory. Pass what Memory returned: it is then never exceeded by later
 	// streams or frames of the same file, and the decoder can come from a pool.
 	MaxMemory int64
+	// Program decodes xz, where that pays; nil for doing all in this process. Its memory
+	// comes under MaxMemory as well.
+	Program *Program
 }
 
 // NewReader returns a reader of the decoded contents of r, whose type is t. It reads ahead of
@@ -34,12 +37,14 @@ type Limits struct {
 //   - wrapping ErrCorrupt: r was read without error, and is not well-formed. If it ended
 //     too early, io.ErrUnexpectedEOF is wrapped too;
 //   - *UnsupportedError: t is a type that cannot be decoded (bzip2 can be);
+//   - wrapping ErrProgram: the Program could not do its work;
 //   - anything else is the error of r, wrapped.
 //
 // Not every format lets a reader notice missing parts: zstd cut exactly between two frames, and lz4
 // likewise, reads as complete. Callers check the size and hash of what they get.
 //
-// Close must be called. The reader is for one goroutine at a time, and starts none.
+// Close must be called. The reader is for one goroutine at a time, and starts none, but with a
+// Program: then r is read by another one, until the reader returns an error or is closed.
 func NewReader(t Type, r io.Reader, opts Limits) (io.ReadCloser, error) {
 	d := &decoder{t: t, src: source{r: r}}
 	if t == None {
@@ -51,11 +56,22 @@ func NewReader(t Type, r io.Reader, opts Limits) (io.ReadCloser, error) {
 	}
 	d.buf = buffers.Get().(*bufio.Reader)
 	d.buf.Reset(&d.src)
-	if err := d.open(opts.MaxMemory); err != nil {
+	if err := d.open(opts); err != nil {
 		d.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// Apart says whether r, which NewReader has returned, decodes in a process of its own:
+// whoever reads it only waits.
+func Apart(r io.Reader) bool {
+	d, ok := r.(*decoder)
+	if !ok {
+		return false
+	}
+	_, ok = d.r.(*process)
+	return ok
 }
 
 // decoder gives every library behind it the same manners.
@@ -73,7 +89,8 @@ const bufferSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
 
-func (d *decoder) open(limit int64) error {
+func (d *decoder) open(opts Limits) error {
+	limit := opts.MaxMemory
 	prefix, err := d.buf.Peek(HeaderSize)
 	if err != nil && err != io.EOF {
 		return d.explain(err)
@@ -87,7 +104,10 @@ func (d *decoder) open(limit int64) error {
 	}
 	switch d.t {
 	case XZ:
-		err = d.openXZ(limit - overhead)
+		var opened bool
+		if opened, err = d.openProgram(opts.Program, limit); !opened && err == nil {
+			err = d.openXZ(limit - overhead)
+		}
 	case Zstd:
 		err = d.openZstd(limit - overhead)
 	case Gzip:
@@ -125,6 +145,9 @@ func (d *decoder) Close() error {
 	if d.err == io.EOF && d.reuse != nil {
 		d.reuse()
 	}
+	if p, ok := d.r.(*process); ok {
+		p.close() // it reads buf
+	}
 	if d.buf != nil {
 		d.buf.Reset(nil)
 		buffers.Put(d.buf)
@@ -143,6 +166,8 @@ func (d *decoder) explain(err error) error {
 		return fmt.Errorf("read %s input: %w", d.t, d.src.err)
 	case err == io.EOF:
 		return err
+	case errors.Is(err, ErrProgram):
+		return fmt.Errorf("decode %s: %w", d.t, err)
 	case errors.Is(err, xz.ErrMemlimit),
 		errors.Is(err, zstd.ErrWindowSizeExceeded), // rarely a corrupt block larger than the window
 		errors.Is(err, zstd.ErrDecoderSizeExceeded):

@@ -61,7 +61,7 @@ func importCommand() *cobra.Command {
 			"  curl -sL https://channels.nixos.org/nixos-unstable/store-paths.xz | xz -dc | dedupd import https://cache.nixos.org --paths -",
 		Args: cobra.ExactArgs(1),
 	}
-	settings := addFlags(cmd, "bucket", "state", "memory", "max-nar", "max-file", "key-files", "log-level", "log-format")
+	settings := addFlags(cmd, "bucket", "state", "memory", "xz", "max-nar", "max-file", "key-files", "log-level", "log-format")
 	flags := cmd.Flags()
 	flags.StringVar(&f.paths, "paths", "", "file with store paths or their hash parts, the first word of each line; - for standard input")
 	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path to import with all that it refers to; may be repeated")

@@ -23,6 +23,7 @@ import (
 	"github.com/dedupd/dedupd/access"
 	"github.com/dedupd/dedupd/bucket"
 	"github.com/dedupd/dedupd/chunkstore"
+	"github.com/dedupd/dedupd/compression"
 	"github.com/dedupd/dedupd/encodings"
 	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
@@ -221,6 +222,9 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,
 	}
+	if opts.XZ, err = s.xzProgram(ctx); err != nil {
+		return opts, err
+	}
 	if _, ok := b.(*bucket.Dir); !ok { // which is a disk already
 		opts.CacheSize = int64(s.CacheSize)
 	}
@@ -234,6 +238,25 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 		opts.Repository = chunkstore.DefaultRepository(cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), cmp.Or(s.Splitter, chunkstore.Rabin))
 	}
 	return opts, nil
+}
+
+// xzProcesses bounds the processes that decode xz at a time. Beyond that, and where memory does
+// not bound them before, xz is decoded in Go.
+const xzProcesses = 16
+
+// xzProgram returns what decodes xz, nil for Go.
+func (s *Settings) xzProgram(ctx context.Context) (*compression.Program, error) {
+	if s.XZ == "go" {
+		return nil, nil
+	}
+	p, err := compression.FindProgram(ctx, xzProcesses)
+	if s.XZ == "auto" {
+		return p, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("xz is %q: %w", s.XZ, err)
+	}
+	return p, err
 }
 
 // policy returns who may do what.

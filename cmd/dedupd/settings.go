@@ -64,6 +64,7 @@ type Settings struct {
 	MaxFragments     int      `toml:"max-fragments" help:"packs that are not in the spool any more and that 8MiB of a NAR may be scattered over before what is in more of them is stored again; 0 for any number"`
 	ParallelPuts     int      `toml:"parallel-puts" help:"packs that are sent to the bucket at a time"`
 	Memory           Bytes    `toml:"memory" help:"memory to stay within, 256MiB at least; a soft limit"`
+	XZ               string   `toml:"xz" values:"auto go process" help:"what decodes xz: process, for processes of the program xz, of XZ Utils; go, for this one, which takes half as long again; or auto, for the former if it is installed"`
 	ScrubRate        Bytes    `toml:"scrub-rate" help:"bytes to read each second from the bucket, once a day all of it, to find what is damaged; 0 for not at all"`
 	SnapshotInterval Duration `toml:"snapshot-interval" help:"time from one snapshot of the index in the bucket to the next, for machines that start without an index; 0 for none"`
 	MaxFile          Bytes    `toml:"max-file" help:"size of the largest log, listing or other small file that can be uploaded"`
@@ -98,7 +99,7 @@ func defaultSettings() *Settings {
 	s := &Settings{
 		Listen: List{"127.0.0.1:8080"}, ClientRights: access.Read, PublicRead: true, LoopbackWrite: true, Priority: 30, MassQuery: true,
 		NarInfoMaxAge: Duration(60e9),
-		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), MaxFragments: 16, ParallelPuts: 4, Memory: 512 << 20, ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
+		PackSize:      32 << 20, FlushInterval: Duration(30e9), Ack: "spool", AckTimeout: Duration(4 * 60e9), MaxFragments: 16, ParallelPuts: 4, Memory: 512 << 20, XZ: "auto", ScrubRate: 10 << 20, SnapshotInterval: Duration(24 * 3600e9), MaxFile: 64 << 20,
 		FollowInterval: Duration(10e9), LeaseTTL: Duration(3 * 60e9),
 		MaxNAR: 64 << 30, MaxUploads: 32, SpoolSize: 8 << 30, CacheSize: 4 << 30, MinFree: 512 << 20, MaxConnections: 4096,
 		IdleTimeout: Duration(60e9), ShutdownTimeout: Duration(30e9), MaxPulls: 32, PullCache: 2 << 30, OldNamesCache: 2 << 30,
@@ -160,6 +161,7 @@ func (s *Settings) validate() error {
 	need(s.MaxFragments >= 0, "max-fragments is %d, below 0", s.MaxFragments)
 	need(s.ParallelPuts >= 1 && s.ParallelPuts <= 64, "parallel-puts is %d, not 1 to 64", s.ParallelPuts)
 	need(s.Memory >= 256<<20, "memory is %v, below 256MiB", s.Memory)
+	need(s.XZ == "auto" || s.XZ == "go" || s.XZ == "process", "xz is %q, not auto, go or process", s.XZ)
 	need(s.MaxFile >= 1<<20, "max-file is %v, below 1MiB", s.MaxFile)
 	need(s.MaxNAR >= 1<<20, "max-nar is %v, below 1MiB", s.MaxNAR)
 	need(s.MaxUploads > 0, "max-uploads is %d, not above 0", s.MaxUploads)

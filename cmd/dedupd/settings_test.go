@@ -82,6 +82,7 @@ ack-timeout = "1s"
 max-fragments = 0
 parallel-puts = 2
 memory = "1GiB"
+xz = "go"
 scrub-rate = 0
 snapshot-interval = "1h"
 max-file = "1MiB"
@@ -129,7 +130,7 @@ sign = true
 		TLSCert: "/cert", TLSKey: "/key", ClientCA: "/ca", ClientRights: access.Read | access.Write, Tokens: "/tokens",
 		VerifyKeys:  List{"old-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
 		TrustedKeys: List{"example-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="},
-		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, SnapshotInterval: Duration(time.Hour), MaxFile: 1 << 20,
+		Priority:    1, NarInfoMaxAge: Duration(5 * time.Minute), PackSize: 1 << 20, FlushInterval: Duration(time.Second), Ack: "bucket", AckTimeout: Duration(time.Second), ParallelPuts: 2, Memory: 1 << 30, XZ: "go", SnapshotInterval: Duration(time.Hour), MaxFile: 1 << 20,
 		MaxNAR: 2 << 20, MaxUploads: 3, SpoolSize: 4 << 20, MinFree: 5 << 20, MaxConnections: 100,
 		IdleTimeout: Duration(time.Second), ShutdownTimeout: Duration(time.Second), LogLevel: slog.LevelWarn, LogFormat: "json",
 		MaxPulls: 4, PullCache: 6 << 20, OldNamesCache: 7 << 20, CacheSize: 100 << 20, PublicURL: "https://cache.example", MetricsRight: access.Admin,

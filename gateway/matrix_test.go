@@ -24,6 +24,7 @@ func TestMatrix(t *testing.T) {
 		{"upload, listing, download, substitution", testNixCopies},
 		{"substitution in a build", testNixBuilds},
 		{"interrupted download", testNixResumes},
+		{"interrupted download by an old name", testNixOldNames},
 		{"upload to a writer, download from a follower", testNixFollows},
 		{"refused upload", testNixRetries},
 		{"private, TLS", testNixPrivate},

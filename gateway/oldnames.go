@@ -59,7 +59,7 @@ func (g *Gateway) oldNameContent(r *http.Request, f *chunkstore.File, stored *co
 }
 
 // verifyMemory is what decoding a file that was encoded here may take, in bytes.
-const verifyMemory = 32 << 20
+const verifyMemory = 48 << 20
 
 // making says how to encode the NAR o in the compression of f. It is looked up anew, since
 // that may be much later.

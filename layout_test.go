@@ -18,7 +18,7 @@ const module = "github.com/dedupd/dedupd"
 // of dedupd. A package imports from the layers below its own only.
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
-	{"gateway", "migrate", "push"},
+	{"gateway", "migrate", "push", "report"},
 	{"pull"},
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},

@@ -116,14 +116,20 @@ func (p *plan) add(i int, it item, loc index.Location) error {
 		return fmt.Errorf("chunk %s is missing: %w", it.id, packfile.ErrCorrupt)
 	case loc.Len != it.len:
 		return fmt.Errorf("chunk %s has %d bytes, the recipe says %d: %w", it.id, loc.Len, it.len, packfile.ErrCorrupt)
-	case packfile.Kind(loc.Kind) == packfile.KindPatch:
-		pp.loc, pp.zlen = loc, int64(loc.Payload)
 	default:
-		pp.loc, pp.zlen = loc, int64(packfile.RawLen(int(it.len)))
+		pp.loc, pp.zlen = loc, wireLen(loc)
 	}
 	p.size += pp.len
 	p.zsize += pp.zlen
 	return nil
+}
+
+// wireLen is what a chunk comes to as zstd: its frame, or raw blocks if that cannot be sent.
+func wireLen(loc index.Location) int64 {
+	if packfile.Kind(loc.Kind) == packfile.KindPatch {
+		return int64(loc.Payload)
+	}
+	return int64(packfile.RawLen(int(loc.Len)))
 }
 
 // makeLayout names the bytes that the object has as zstd frames: the list of its frames

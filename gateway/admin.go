@@ -41,6 +41,7 @@ func (s *Stats) WriteText(w io.Writer) error {
 //	GET /check?read-data=1   chunkstore.CheckReport
 //	POST /check              chunkstore.CheckReport, after repairing
 //	POST /import             what Config.Import does
+//	POST /report             what Config.Report does
 //	POST /snapshot           chunkstore.SnapshotReport, after writing one
 //	GET /readyz?write=1      Readiness, always with status 200
 //	GET /metrics             as in the gateway
@@ -49,6 +50,9 @@ func (g *Gateway) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	if g.cfg.Import != nil {
 		mux.Handle("POST /import", g.cfg.Import)
+	}
+	if g.cfg.Report != nil {
+		mux.Handle("POST /report", g.cfg.Report)
 	}
 	mux.Handle("GET /metrics", g.metrics)
 	mux.Handle("GET /debug/pprof/", profiles)

@@ -102,6 +102,8 @@ type Config struct {
 	AccessLog bool
 	// Import answers POST /import of AdminHandler; default none.
 	Import http.Handler
+	// Report answers POST /report of AdminHandler; default none.
+	Report http.Handler
 	// Site answers with pages for people; default none.
 	Site *site.Site
 	// MetricsRight is what it takes to get the metrics; default Read.

@@ -10,18 +10,18 @@ import (
 // A timeline shows how large the cache was.
 type timeline struct {
 	Chart   template.HTML
-	Rows    []sample // some of the samples, for a table
+	Rows    []Sample // some of the samples, for a table
 	Summary string   // what is to be seen
 }
 
 const maxRows = 12
 
 // newTimeline returns nil for no samples.
-func newTimeline(samples []sample) *timeline {
+func newTimeline(samples []Sample) *timeline {
 	if len(samples) == 0 {
 		return nil
 	}
-	line := func(name string, of func(sample) int64) chart.Series {
+	line := func(name string, of func(Sample) int64) chart.Series {
 		s := chart.Series{Name: name}
 		for _, v := range samples {
 			s.Points = append(s.Points, chart.Point{X: float64(v.Time.Unix()), Y: float64(of(v))})
@@ -31,9 +31,9 @@ func newTimeline(samples []sample) *timeline {
 	c := &chart.Lines{
 		Title: "Chart of the bytes of NARs, uploads and what is stored, over time; the caption and the table say the same",
 		Series: []chart.Series{
-			line("NARs", func(s sample) int64 { return s.NARs }),
-			line("uploads", func(s sample) int64 { return s.Uploaded }),
-			line("stored", func(s sample) int64 { return s.Stored }),
+			line("NARs", func(s Sample) int64 { return s.NARs }),
+			line("uploads", func(s Sample) int64 { return s.Uploaded }),
+			line("stored", func(s Sample) int64 { return s.Stored }),
 		},
 		Y: chart.Bytes,
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/dedupd/dedupd/chunkstore"
 )
 
-// A sample is what the cache held at a time. Sizes are bytes.
-type sample struct {
+// A Sample is what the cache held at a time. Sizes are bytes.
+type Sample struct {
 	Time     time.Time `json:"time"`
 	Paths    int64     `json:"paths"`
 	NARs     int64     `json:"nars"`     // NarSize of every path
@@ -21,8 +21,8 @@ type sample struct {
 	Stored   int64     `json:"stored"`
 }
 
-func newSample(now time.Time, st *chunkstore.Stats) sample {
-	return sample{now.UTC().Truncate(time.Second), st.StorePaths, st.PathBytes, st.UploadedBytes, st.StoredBytes}
+func newSample(now time.Time, st *chunkstore.Stats) Sample {
+	return Sample{now.UTC().Truncate(time.Second), st.StorePaths, st.PathBytes, st.UploadedBytes, st.StoredBytes}
 }
 
 // The history is a JSON file with samples, the oldest first: one an hour of the last
@@ -36,8 +36,14 @@ const (
 	dailyFor    = 365 * 24 * time.Hour
 )
 
+// ReadHistory returns what the cache of a state directory held, the oldest first; nothing
+// if it was never served.
+func ReadHistory(state string) ([]Sample, error) {
+	return readHistory(filepath.Join(state, historyFile))
+}
+
 // readHistory returns the samples in the file; there is no file at first.
-func readHistory(path string) ([]sample, error) {
+func readHistory(path string) ([]Sample, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -51,7 +57,7 @@ func readHistory(path string) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	var samples []sample
+	var samples []Sample
 	if err := json.Unmarshal(data, &samples); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -59,7 +65,7 @@ func readHistory(path string) ([]sample, error) {
 }
 
 // writeHistory replaces the file, whole or not at all. It may be lost in a power cut.
-func writeHistory(path string, samples []sample) error {
+func writeHistory(path string, samples []Sample) error {
 	data, err := json.Marshal(samples)
 	if err != nil {
 		return err
@@ -77,8 +83,8 @@ func writeHistory(path string, samples []sample) error {
 }
 
 // thin returns the samples that are kept at a time: of each day, or hour, the first.
-func thin(samples []sample, now time.Time) []sample {
-	var kept []sample
+func thin(samples []Sample, now time.Time) []Sample {
+	var kept []Sample
 	for _, s := range samples {
 		age := now.Sub(s.Time)
 		step := sampleEvery

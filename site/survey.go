@@ -19,7 +19,7 @@ type survey struct {
 	names    *names
 	packages []pkg // the largest
 	lossy    bool  // of packages
-	history  []sample
+	history  []Sample
 }
 
 const (

@@ -65,9 +65,9 @@ func TestPackages(t *testing.T) {
 
 func TestThin(t *testing.T) {
 	now := time.Date(2026, 11, 20, 18, 30, 0, 0, time.UTC)
-	var samples []sample
+	var samples []Sample
 	for d := 500 * 24 * time.Hour; d >= 0; d -= 20 * time.Minute {
-		samples = append(samples, sample{Time: now.Add(-d)})
+		samples = append(samples, Sample{Time: now.Add(-d)})
 	}
 	kept := thin(samples, now)
 	if len(kept) < 520 || len(kept) > 535 {
@@ -79,7 +79,7 @@ func TestThin(t *testing.T) {
 	if age := now.Sub(kept[0].Time); age > dailyFor {
 		t.Errorf("the oldest sample is of %v", age)
 	}
-	if got := thin([]sample{{Time: now.Add(time.Hour)}}, now); len(got) != 0 {
+	if got := thin([]Sample{{Time: now.Add(time.Hour)}}, now); len(got) != 0 {
 		t.Errorf("a sample of the future was kept: %v", got)
 	}
 }
@@ -89,7 +89,7 @@ func TestHistoryFile(t *testing.T) {
 	if got, err := readHistory(path); err != nil || got != nil {
 		t.Errorf("no file: got %v (%v)", got, err)
 	}
-	want := []sample{{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Paths: 1, NARs: 2, Uploaded: 3, Stored: 4}}
+	want := []Sample{{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Paths: 1, NARs: 2, Uploaded: 3, Stored: 4}}
 	for range 2 {
 		if err := writeHistory(path, want); err != nil {
 			t.Fatal(err)
@@ -132,9 +132,9 @@ func TestTimeline(t *testing.T) {
 		t.Error("there is a chart of nothing")
 	}
 	start := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-	var samples []sample
+	var samples []Sample
 	for i := range int64(100) {
-		samples = append(samples, sample{Time: start.Add(time.Duration(i) * time.Hour), NARs: i * 1e9, Uploaded: i * 2e8, Stored: i*2e8 + 1})
+		samples = append(samples, Sample{Time: start.Add(time.Duration(i) * time.Hour), NARs: i * 1e9, Uploaded: i * 2e8, Stored: i*2e8 + 1})
 	}
 	for _, n := range []int{1, 2, 100} {
 		c := newTimeline(samples[100-n:])

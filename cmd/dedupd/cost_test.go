@@ -14,6 +14,7 @@ import (
 	"github.com/dedupd/dedupd/bucket/s3test"
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/prices"
+	"github.com/dedupd/dedupd/report"
 )
 
 // 2,000 paths of 10 chunks each, in 40 packs of 25 MB, and what they cost by hand.
@@ -26,7 +27,7 @@ func TestCostOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := costOf(st, prices.Default, p)
+	c := report.CostOf(st, prices.Default, p)
 	for _, v := range []struct {
 		what      string
 		got, want float64
@@ -53,7 +54,7 @@ func TestCostOf(t *testing.T) {
 		t.Errorf("%v\n%s", err, text.String())
 	}
 	st.Requests = nil
-	if got := costOf(st, prices.Default, p); got != nil {
+	if got := report.CostOf(st, prices.Default, p); got != nil {
 		t.Errorf("a directory costs %+v", got)
 	}
 }

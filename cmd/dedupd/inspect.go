@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/dedupd/dedupd/chunkstore"
 	"github.com/dedupd/dedupd/gateway"
+	"github.com/dedupd/dedupd/prices"
+	"github.com/dedupd/dedupd/report"
 )
 
 func statsCommand() *cobra.Command {
@@ -43,10 +46,24 @@ func statsCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		stats.Cost = costOf(stats.Store, s.Provider, p)
+		stats.Cost = report.CostOf(stats.Store, s.Provider, p)
 		return write(cmd.OutOrStdout(), &stats, *asJSON)
 	}
 	return cmd
+}
+
+// A statsReport is what dedupd stats says.
+type statsReport struct {
+	gateway.Stats
+	Cost *report.Cost `json:"cost,omitempty"` // of a bucket whose requests are counted
+}
+
+// WriteText writes the report for people.
+func (r *statsReport) WriteText(w io.Writer) error {
+	if err := r.Stats.WriteText(w); err != nil || r.Cost == nil {
+		return err
+	}
+	return r.Cost.WriteText(w)
 }
 
 func checkCommand() *cobra.Command {
@@ -81,19 +98,19 @@ func checkCommand() *cobra.Command {
 		case opts.ReadData:
 			request += "?read-data=1"
 		}
-		report := new(chunkstore.CheckReport)
-		err = s.inspect(cmd, request, report, func(ctx context.Context, store *chunkstore.Store) (err error) {
-			report, err = store.Check(ctx, opts)
+		found := new(chunkstore.CheckReport)
+		err = s.inspect(cmd, request, found, func(ctx context.Context, store *chunkstore.Store) (err error) {
+			found, err = store.Check(ctx, opts)
 			return err
 		}, func(o *chunkstore.Options) { o.AllowMissingPacks = *repair })
 		if err != nil {
 			return err
 		}
-		if err := write(cmd.OutOrStdout(), report, *asJSON); err != nil {
+		if err := write(cmd.OutOrStdout(), found, *asJSON); err != nil {
 			return err
 		}
-		if !report.OK() {
-			return fmt.Errorf("check found %d problems", report.ProblemCount-report.Repaired)
+		if !found.OK() {
+			return fmt.Errorf("check found %d problems", found.ProblemCount-found.Repaired)
 		}
 		return nil
 	}
@@ -131,6 +148,15 @@ func readyCommand() *cobra.Command {
 	return cmd
 }
 
+// priceTable returns the prices of the provider that is set.
+func (s *Settings) priceTable() (*prices.Provider, error) {
+	table, err := prices.Load(s.Prices)
+	if err != nil {
+		return nil, err
+	}
+	return table.Provider(s.Provider)
+}
+
 // packProgress returns a function that shows how many packs are done, nil if w is no
 // terminal.
 func packProgress(w io.Writer) func(done, total int) {
@@ -165,10 +191,7 @@ func addInspectFlags(cmd *cobra.Command, more ...string) func() (*Settings, erro
 // a method and a path, and the answer goes into v.
 func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(context.Context, *chunkstore.Store) error, change ...func(*chunkstore.Options)) error {
 	ctx := cmd.Context()
-	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil {
-		return fmt.Errorf("there is no store: %w", err)
-	}
-	store, err := s.openStore(ctx, s.logger(cmd.ErrOrStderr()), change...)
+	store, err := s.openExisting(ctx, s.logger(cmd.ErrOrStderr()), change...)
 	if errors.Is(err, chunkstore.ErrLocked) {
 		return askServer(ctx, s.State, request, v)
 	}
@@ -176,6 +199,14 @@ func (s *Settings) inspect(cmd *cobra.Command, request string, v any, fn func(co
 		return err
 	}
 	return errors.Join(fn(ctx, store), s.closeStore(ctx, store))
+}
+
+// openExisting opens the store that s names, if there is one.
+func (s *Settings) openExisting(ctx context.Context, log *slog.Logger, change ...func(*chunkstore.Options)) (*chunkstore.Store, error) {
+	if _, err := os.Stat(filepath.Join(s.State, "lock")); err != nil {
+		return nil, fmt.Errorf("there is no store: %w", err)
+	}
+	return s.openStore(ctx, log, change...)
 }
 
 // serverURL is where the client that serverClient returns finds the server.
@@ -214,11 +245,11 @@ func askServer(ctx context.Context, state, request string, v any) error {
 }
 
 // write writes a report for people or for programs.
-func write(w io.Writer, report interface{ WriteText(io.Writer) error }, asJSON bool) error {
+func write(w io.Writer, v interface{ WriteText(io.Writer) error }, asJSON bool) error {
 	if !asJSON {
-		return report.WriteText(w)
+		return v.WriteText(w)
 	}
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	return e.Encode(report)
+	return e.Encode(v)
 }

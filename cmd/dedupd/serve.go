@@ -124,7 +124,7 @@ func serve(ctx context.Context, s *Settings, takeOver bool, stdout io.Writer, lo
 		Keys: keys, VerifyKeys: publicKeys(s.VerifyKeys), TrustedKeys: publicKeys(s.TrustedKeys), Access: policy, TLS: tlsConfig,
 		Priority: s.Priority, NoMassQuery: !s.MassQuery, NarInfoMaxAge: time.Duration(s.NarInfoMaxAge),
 		AckTimeout: ackTimeout, MaxFile: int64(s.MaxFile), ListingCache: int64(s.Memory) / 16,
-		WriterURL: s.WriterURL, Pull: puller, OldNames: oldNames, Import: importHandler(store, keys, log),
+		WriterURL: s.WriterURL, Pull: puller, OldNames: oldNames, Import: importHandler(store, keys, log), Report: s.reportHandler(store, log),
 		MaxConnections: s.MaxConnections, IdleTimeout: time.Duration(s.IdleTimeout), ShutdownTimeout: time.Duration(s.ShutdownTimeout),
 		AccessLog: s.AccessLog, Site: pages, Metrics: counts, MetricsRight: s.MetricsRight, Log: log,
 	})

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -6,50 +6,44 @@ import (
 	"text/tabwriter"
 
 	"github.com/dedupd/dedupd/chunkstore"
-	"github.com/dedupd/dedupd/gateway"
 	"github.com/dedupd/dedupd/metrics"
 	"github.com/dedupd/dedupd/prices"
 )
 
-// A statsReport is what dedupd stats says.
-type statsReport struct {
-	gateway.Stats
-	Cost *costs `json:"cost,omitempty"` // of a bucket whose requests are counted
-}
-
-// costs are dollars by the prices of a provider.
-type costs struct {
+// A Cost is what the requests and the bytes of a store cost, in dollars by the prices of a
+// provider, and what they would in other ways of storing the same.
+type Cost struct {
 	Provider string      `json:"provider"`
 	SoFar    prices.Cost `json:"so_far"`  // all requests since they are counted
 	Month    prices.Cost `json:"a_month"` // of storing what is there today
 
 	// Of 1,000 store paths: writing them, and storing them for a month.
-	Here  perPaths `json:"here"`
-	Plain perPaths `json:"plain"`  // a cache that has a NAR file and a narinfo for each
-	Chunk perPaths `json:"chunks"` // one that has an object for each chunk
+	Here  PerPaths `json:"here"`
+	Plain PerPaths `json:"plain"`  // a cache that has a NAR file and a narinfo for each
+	Chunk PerPaths `json:"chunks"` // one that has an object for each chunk
 }
 
-type perPaths struct {
+// PerPaths is about 1,000 store paths.
+type PerPaths struct {
 	Puts  float64 `json:"puts_a_path"` // with LIST, which costs the same
 	Write float64 `json:"write"`
 	Month float64 `json:"a_month"`
 }
 
-// costOf says what the requests and the bytes of a store cost; nil if its requests are not
-// counted.
-func costOf(st *chunkstore.Stats, name string, p *prices.Provider) *costs {
+// CostOf says what a store costs; nil if its requests are not counted.
+func CostOf(st *chunkstore.Stats, name string, p *prices.Provider) *Cost {
 	if st.Requests == nil {
 		return nil
 	}
 	t, paths := st.Requests.Total, float64(max(st.StorePaths, 1))
-	per := func(puts, lists, objects, stored float64) perPaths {
-		return perPaths{
+	per := func(puts, lists, objects, stored float64) PerPaths {
+		return PerPaths{
 			Puts:  (puts + lists) / paths,
 			Write: 1000 / paths * p.Cost(prices.Usage{Writes: puts, Lists: lists}).Total(),
 			Month: 1000 / paths * p.Cost(prices.Usage{Stored: stored, Objects: objects}).Total(),
 		}
 	}
-	return &costs{
+	return &Cost{
 		Provider: name,
 		SoFar:    p.Cost(metrics.Usage(t)),
 		Month:    p.Cost(prices.Usage{Stored: float64(st.StoredBytes), Objects: float64(st.Objects)}),
@@ -59,29 +53,23 @@ func costOf(st *chunkstore.Stats, name string, p *prices.Provider) *costs {
 	}
 }
 
-// WriteText writes the report for people.
-func (r *statsReport) WriteText(w io.Writer) error {
-	if err := r.Stats.WriteText(w); err != nil || r.Cost == nil {
-		return err
-	}
-	c := r.Cost
+// WriteText writes the costs for people.
+func (c *Cost) WriteText(w io.Writer) error {
 	fmt.Fprintf(w, "\nat the prices of %s: $%.4f for all requests so far, $%.4f a month for what is stored\n", c.Provider, c.SoFar.Total(), c.Month.Total())
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "for 1,000 store paths\tPUT and LIST\tto write\ta month")
-	for _, row := range []struct {
-		name string
-		perPaths
-	}{{"here", c.Here}, {"NAR files and narinfos as objects", c.Plain}, {"each chunk an object", c.Chunk}} {
-		fmt.Fprintf(tw, "%s\t%.0f\t$%.4f\t$%.4f\n", row.name, 1000*row.Puts, row.Write, row.Month)
+	for _, way := range c.ways() {
+		fmt.Fprintf(tw, "%s\t%.0f\t$%.4f\t$%.4f\n", way.Name, 1000*way.Puts, way.Write, way.Month)
 	}
 	return tw.Flush()
 }
 
-// priceTable returns the prices of the provider that is set.
-func (s *Settings) priceTable() (*prices.Provider, error) {
-	table, err := prices.Load(s.Prices)
-	if err != nil {
-		return nil, err
-	}
-	return table.Provider(s.Provider)
+// A way is one of the ways of storing.
+type way struct {
+	Name string
+	PerPaths
+}
+
+func (c *Cost) ways() []way {
+	return []way{{"here", c.Here}, {"NAR files and narinfos as objects", c.Plain}, {"each chunk an object", c.Chunk}}
 }

@@ -134,8 +134,8 @@ func TestOldNames(t *testing.T) {
 			if len(large.body) < len(f.nar) {
 				t.Fatalf("the first download has %d bytes", len(large.body))
 			}
-			whole(true)
-			whole(true)
+			s.want(200, "GET", name, nil)
+			s.want(200, "GET", name, nil) // the third
 			s.until(func(st encodings.Stats) bool { return st.Encoded+st.Failures > 0 })
 			small := whole(false)
 			if len(small.body) > len(f.nar)/2 {

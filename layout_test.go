@@ -18,8 +18,8 @@ const module = "github.com/dedupd/dedupd"
 // of dedupd. A package imports from the layers below its own only.
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
-	{"gateway", "migrate", "push", "report"},
-	{"pull"},
+	{"gateway", "migrate", "report"},
+	{"pull", "push"},
 	{"metrics", "site"},
 	{"chunkstore", "nixstore", "access"},
 	{"packfile", "index", "upstream", "rangecache", "encodings", "nixexport"},

@@ -165,7 +165,7 @@ func (e *exporter) run(ctx context.Context) error {
 	if len(e.opts.Roots) > 0 {
 		all = listOf(e.opts.Roots)
 	}
-	return walk(ctx, e.opts.Jobs, all, len(e.opts.Roots) > 0, e.path)
+	return walk(ctx, e.opts.Jobs, all, len(e.opts.Roots) > 0, nil, e.path)
 }
 
 // path exports one path, and returns what it refers to.

@@ -131,7 +131,7 @@ func (im *importer) run(ctx context.Context) error {
 			return listPaths(ctx, lister, im.opts.Since, fn)
 		}
 	}
-	if err := walk(ctx, im.opts.Jobs, paths, im.opts.Closure, im.path); err != nil {
+	if err := walk(ctx, im.opts.Jobs, paths, im.opts.Closure, im.look, im.path); err != nil {
 		return err
 	}
 	if err := im.files(ctx); err != nil {

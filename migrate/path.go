@@ -59,13 +59,23 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	} else if err != nil {
 		return nil, err
 	}
-	im.sign(info)
+	return info.References, im.publish(ctx, info)
+}
+
+// publish makes a path visible whose NAR is there.
+func (im *importer) publish(ctx context.Context, info *narinfo.NarInfo) error {
+	for _, key := range im.opts.SigningKeys {
+		info.Sign(im.storeDir, key)
+	}
 	if err := im.store.PutNarInfo(ctx, info); err != nil {
-		return nil, fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
+		if reason := reasonOf(nil, err); reason != "" {
+			return im.skip(ctx, info.StorePath.String(), reason, err)
+		}
+		return fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
 	}
 	im.progress.imported.Add(1)
 	im.progress.narBytes.Add(int64(info.NarSize))
-	return info.References, im.noteAbsent(ctx, info)
+	return im.noteAbsent(ctx, info)
 }
 
 // undecodable says whether an error is about an encoding.
@@ -227,6 +237,8 @@ func reasonOf(source, err error) Reason {
 		return Unsupported
 	case errors.Is(err, chunkstore.ErrConflict):
 		return Conflict
+	case errors.Is(err, errRefused):
+		return Refused
 	case errors.Is(source, upstream.ErrDamaged):
 		return BadNAR
 	case source != nil:

@@ -23,6 +23,7 @@ const (
 	TooLarge     Reason = "too large"
 	BadFile      Reason = "bad file"    // a log, listing, …
 	Conflict     Reason = "conflict"    // the store has something else under the name
+	Refused      Reason = "refused"     // by the gateway that is imported into
 	Unreachable  Reason = "unreachable" // the source has failed
 )
 

@@ -24,3 +24,36 @@ type Sink interface {
 }
 
 var _ Sink = (*chunkstore.Store)(nil)
+
+// maxLook is how many paths a sink is asked for at once.
+const maxLook = 1000
+
+// look has a sink that can be asked for many paths at once be asked so.
+func (im *importer) look(paths list) list {
+	sink, ok := im.store.(interface {
+		LookUp(ctx context.Context, hashParts []string) error
+	})
+	if !ok {
+		return paths
+	}
+	return func(ctx context.Context, fn func(string) error) error {
+		var waiting []string
+		flush := func() error {
+			if err := sink.LookUp(ctx, waiting); err != nil {
+				return err
+			}
+			defer func() { waiting = waiting[:0] }()
+			return listOf(waiting)(ctx, fn)
+		}
+		err := paths(ctx, func(hashPart string) error {
+			if waiting = append(waiting, hashPart); len(waiting) < maxLook {
+				return nil
+			}
+			return flush()
+		})
+		if err != nil || len(waiting) == 0 {
+			return err
+		}
+		return flush()
+	}
+}

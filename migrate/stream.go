@@ -141,22 +141,9 @@ func (im *importer) settle(ctx context.Context, info *narinfo.NarInfo, err error
 		return err
 	}
 	if !im.opts.DryRun {
-		im.sign(info)
-		if err := im.store.PutNarInfo(ctx, info); err != nil {
-			return fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
-		}
-		if err := im.noteAbsent(ctx, info); err != nil {
-			return err
-		}
+		return im.publish(ctx, info)
 	}
 	im.progress.imported.Add(1)
 	im.progress.narBytes.Add(int64(info.NarSize))
 	return nil
-}
-
-// sign signs info if the operator wants that.
-func (im *importer) sign(info *narinfo.NarInfo) {
-	for _, key := range im.opts.SigningKeys {
-		info.Sign(im.storeDir, key)
-	}
 }

@@ -25,10 +25,14 @@ func listOf(items []string) list {
 }
 
 // walk calls do with the hash parts of paths, for several at a time, and then, if closures
-// are wanted, with those of what these refer to, level by level, each once.
-func walk(ctx context.Context, jobs int, paths list, closure bool, do func(ctx context.Context, hashPart string) ([]narinfo.StorePath, error)) error {
+// are wanted, with those of what these refer to, level by level, each once. Each level goes
+// through look, unless that is nil.
+func walk(ctx context.Context, jobs int, paths list, closure bool, look func(list) list, do func(ctx context.Context, hashPart string) ([]narinfo.StorePath, error)) error {
+	if look == nil {
+		look = func(paths list) list { return paths }
+	}
 	if !closure {
-		return each(ctx, jobs, paths, func(ctx context.Context, hashPart string) error {
+		return each(ctx, jobs, look(paths), func(ctx context.Context, hashPart string) error {
 			_, err := do(ctx, hashPart)
 			return err
 		})
@@ -49,7 +53,7 @@ func walk(ctx context.Context, jobs int, paths list, closure bool, do func(ctx c
 				return fn(hashPart)
 			})
 		}
-		err := each(ctx, jobs, fresh, func(ctx context.Context, hashPart string) error {
+		err := each(ctx, jobs, look(fresh), func(ctx context.Context, hashPart string) error {
 			refs, err := do(ctx, hashPart)
 			mu.Lock()
 			defer mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +35,8 @@ type client struct {
 	// bulk says that the cache answers for many paths at once: it is dedupd, which has
 	// each NAR also as nar/<NarHash>.nar, under whatever name it was uploaded.
 	bulk bool
+	// single says that it does not.
+	single bool
 }
 
 func newClient(opts *Options, progress *Progress) (*client, error) {
@@ -154,9 +157,22 @@ func (c *client) retryFor(ctx context.Context, attempts int, fn func() error) er
 // do sends a request, and returns the body of the answer, at most limit bytes, if its
 // status is 200, 201 or 204.
 func (c *client) do(ctx context.Context, method, name, contentType string, body io.Reader, limit int64) ([]byte, error) {
+	resp, err := c.send(ctx, method, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(io.LimitReader(resp.Body, limit))
+}
+
+// send is do with the answer, whose body the caller closes.
+func (c *client) send(ctx context.Context, method, name, contentType string, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base.JoinPath(name).String(), body)
 	if err != nil {
 		return nil, err
+	}
+	if file, ok := body.(*io.SectionReader); ok {
+		req.ContentLength = file.Size()
 	}
 	req.Header.Set("User-Agent", "dedupd")
 	if contentType != "" {
@@ -172,11 +188,11 @@ func (c *client) do(ctx context.Context, method, name, contentType string, body 
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusCreated, http.StatusNoContent:
-		return io.ReadAll(io.LimitReader(resp.Body, limit))
+		return resp, nil
 	}
+	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
 	message, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
 	if strings.HasPrefix(message, "<") {
@@ -189,15 +205,25 @@ func (c *client) do(ctx context.Context, method, name, contentType string, body 
 // has says whether the cache has a file. Caches in buckets that nobody may list say
 // "forbidden" of what they do not have.
 func (c *client) has(ctx context.Context, name string) (bool, error) {
-	err := c.retry(ctx, func() error {
-		_, err := c.do(ctx, http.MethodHead, name, "", nil, 0)
-		return err
+	header, err := c.head(ctx, name)
+	return header != nil, err
+}
+
+// head returns the header of a file that the cache has, and nil if it has not.
+func (c *client) head(ctx context.Context, name string) (header http.Header, err error) {
+	err = c.retry(ctx, func() error {
+		resp, err := c.send(ctx, http.MethodHead, name, "", nil)
+		if err != nil {
+			return err
+		}
+		header = resp.Header
+		return resp.Body.Close()
 	})
 	var status *StatusError
 	if errors.As(err, &status) && (status.Code == http.StatusNotFound || status.Code == http.StatusGone || status.Code == http.StatusForbidden) {
-		return false, nil
+		return nil, nil
 	}
-	return err == nil, err
+	return header, err
 }
 
 // checkCache finds out whether there is a cache, for this store directory. One that is
@@ -235,36 +261,46 @@ const (
 
 // missing returns those of infos that the cache does not have.
 func (c *client) missing(ctx context.Context, infos []*narinfo.NarInfo) ([]*narinfo.NarInfo, error) {
-	var missing []*narinfo.NarInfo
-	for rest := infos; len(rest) > 0; {
-		part := rest[:min(len(rest), maxQuery)]
-		rest = rest[len(part):]
-		absent, err := c.query(ctx, part)
-		var status *StatusError
-		if errors.As(err, &status) && !fatal(err) || status != nil && (status.Code == http.StatusMethodNotAllowed || status.Code == http.StatusNotImplemented) {
-			return c.missingEach(ctx, infos) // it is another kind of cache
-		}
-		if err != nil {
-			return nil, fmt.Errorf("ask what is missing: %w", err)
-		}
-		for _, info := range part {
-			if absent[info.StorePath.HashPart()] {
-				missing = append(missing, info)
-			}
-		}
+	hashParts := make([]string, len(infos))
+	for i, info := range infos {
+		hashParts[i] = info.StorePath.HashPart()
 	}
-	c.bulk = true
-	return missing, nil
+	absent, err := c.absent(ctx, hashParts)
+	if err != nil {
+		return nil, fmt.Errorf("ask what is missing: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(infos), func(info *narinfo.NarInfo) bool { return !absent[info.StorePath.HashPart()] }), nil
 }
 
-func (c *client) query(ctx context.Context, infos []*narinfo.NarInfo) (absent map[string]bool, err error) {
-	var request struct {
-		Hashes []string `json:"hashes"`
+// absent returns which paths, by their hash parts, the cache does not have.
+func (c *client) absent(ctx context.Context, hashParts []string) (map[string]bool, error) {
+	absent := make(map[string]bool)
+	for part := range slices.Chunk(hashParts, maxQuery) {
+		if c.single {
+			break
+		}
+		names, err := c.query(ctx, part)
+		var status *StatusError
+		if errors.As(err, &status) && !fatal(err) || status != nil && (status.Code == http.StatusMethodNotAllowed || status.Code == http.StatusNotImplemented) {
+			c.single = true // it is another kind of cache
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range names {
+			absent[h] = true
+		}
 	}
-	for _, info := range infos {
-		request.Hashes = append(request.Hashes, info.StorePath.HashPart())
+	if c.single {
+		return c.absentEach(ctx, hashParts)
 	}
-	body, err := json.Marshal(request)
+	c.bulk = true
+	return absent, nil
+}
+
+func (c *client) query(ctx context.Context, hashParts []string) (absent []string, err error) {
+	body, err := json.Marshal(map[string][]string{"hashes": hashParts})
 	if err != nil {
 		return nil, err
 	}
@@ -282,34 +318,30 @@ func (c *client) query(ctx context.Context, infos []*narinfo.NarInfo) (absent ma
 	if err := json.Unmarshal(text, &reply); err != nil {
 		return nil, fmt.Errorf("%s: %w", missingURL, err)
 	}
-	absent = make(map[string]bool, len(reply.Missing))
-	for _, h := range reply.Missing {
-		absent[h] = true
-	}
-	return absent, nil
+	return reply.Missing, nil
 }
 
-// missingEach asks for one narinfo after the other, several at a time.
-func (c *client) missingEach(ctx context.Context, infos []*narinfo.NarInfo) ([]*narinfo.NarInfo, error) {
-	there := make([]bool, len(infos))
+// absentEach asks for one narinfo after the other, several at a time.
+func (c *client) absentEach(ctx context.Context, hashParts []string) (map[string]bool, error) {
+	there := make([]bool, len(hashParts))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.opts.Jobs)
-	for i, info := range infos {
+	for i, h := range hashParts {
 		group.Go(func() (err error) {
-			there[i], err = c.has(ctx, info.StorePath.HashPart()+".narinfo")
+			there[i], err = c.has(ctx, h+".narinfo")
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, fmt.Errorf("ask what is missing: %w", err)
+		return nil, err
 	}
-	var missing []*narinfo.NarInfo
-	for i, info := range infos {
+	absent := make(map[string]bool)
+	for i, h := range hashParts {
 		if !there[i] {
-			missing = append(missing, info)
+			absent[h] = true
 		}
 	}
-	return missing, nil
+	return absent, nil
 }
 
 // putNAR uploads the NAR of a path, unless the cache has it, and has info name it. It

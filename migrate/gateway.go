@@ -14,6 +14,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -36,6 +37,10 @@ type GatewayOptions struct {
 	Temp string
 	// DecoderMemory bounds what decoding NARs takes, in bytes; default 256 MiB.
 	DecoderMemory int64
+	// XZ decodes xz; nil for doing it in this process.
+	XZ *compression.Program
+	// Retried is called before something is sent again.
+	Retried func(err error, wait time.Duration)
 }
 
 // A Gateway is a Sink that is reached over HTTP: dedupd's, which can be asked for many paths at
@@ -66,7 +71,7 @@ func OpenGateway(ctx context.Context, opts GatewayOptions) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := push.Open(ctx, push.Options{URL: opts.URL, User: opts.User, Password: opts.Password, StoreDir: opts.StoreDir, Jobs: 16})
+	cache, err := push.Open(ctx, push.Options{URL: opts.URL, User: opts.User, Password: opts.Password, StoreDir: opts.StoreDir, Jobs: 16, Retried: opts.Retried})
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +144,8 @@ var errRefused = errors.New("the gateway refuses it")
 func (g *Gateway) PutNarInfo(ctx context.Context, info *narinfo.NarInfo) error {
 	text := info.Append(nil, g.opts.StoreDir)
 	err := g.cache.Put(ctx, info.StorePath.HashPart()+".narinfo", "text/x-nix-narinfo", bytes.NewReader(text), int64(len(text)))
-	if status := (*push.StatusError)(nil); errors.As(err, &status) && status.Code == http.StatusForbidden {
+	// The latter: it is there, but not where it would be safe. Asking for it again tells.
+	if status := (*push.StatusError)(nil); errors.As(err, &status) && (status.Code == http.StatusForbidden || status.Code == http.StatusFailedDependency) {
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
 	if err == nil {
@@ -252,7 +258,7 @@ func (g *Gateway) receive(ctx context.Context, name string, r io.Reader, w io.Wr
 		return nil, err
 	}
 	defer g.decoding.Release(need)
-	plain, err := compression.NewReader(typ, src, compression.Limits{MaxMemory: need})
+	plain, err := compression.NewReader(typ, src, compression.Limits{MaxMemory: need, Program: g.opts.XZ})
 	if err != nil {
 		return nil, badFile(err)
 	}

@@ -37,6 +37,7 @@ type importFlags struct {
 	noFiles, dryRun, asJSON bool
 	sign                    bool
 	stdin                   io.Reader // the stream that is imported, if it is that
+	to                      pushFlags // the gateway that is imported into, if that is not the store
 }
 
 func importCommand() *cobra.Command {
@@ -51,9 +52,14 @@ func importCommand() *cobra.Command {
 			"with /nix/store it is the Nix store of this machine, whose daemon is not needed.\n\n" +
 			"Every NAR is checked against its narinfo; signatures come along as they are, and nothing\n" +
 			"is signed, unless --sign says so: a stream has no signatures, and of a store what was built\n" +
-			"there often has none, so that clients take these paths only if this cache signs them. The names by which clients remember files stay alive. What is not right, or\n" +
-			"not there, is left out, counted, and with --skipped written to a file, which --paths\n" +
-			"takes to try it again. An import that was interrupted goes on where it was.\n\n" +
+			"there often has none, so that clients take these paths only if this cache signs them.\n" +
+			"The names by which clients remember files stay alive. What is not right, or not there, is\n" +
+			"left out, counted, and with --skipped written to a file, which --paths takes to try it\n" +
+			"again. An import that was interrupted goes on where it was.\n\n" +
+			"With --to the paths go to a gateway on another machine, or to any other cache that takes\n" +
+			"uploads over HTTP; a gateway adds its signature to what it takes in. There must be room in\n" +
+			"$TMPDIR for the NARs that are on their way. User name and password are, without a token, those of\n" +
+			"$NETRC, ~/.netrc or /etc/nix/netrc.\n\n" +
 			"The exit status is 1 if anything was left out.",
 		Example: "  dedupd import file:///srv/cache --dry-run\n" +
 			"  dedupd import https://cache.example --closure-of /nix/store/…-system\n" +
@@ -70,6 +76,8 @@ func importCommand() *cobra.Command {
 	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
 	flags.BoolVar(&f.sign, "sign", false, "sign what is imported with key-files; a server that has the store does it with its own")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
+	flags.StringVar(&f.to.to, "to", "", "URL of a gateway to import into, instead of the store")
+	flags.StringVar(&f.to.tokenFile, "token-file", os.Getenv("DEDUPD_TOKEN_FILE"), "file with the token that the gateway asks for (DEDUPD_TOKEN_FILE)")
 	flags.StringVar(&f.source.Root, "root", "", "of a Nix store: directory that has its directories, if not /")
 	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
 	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
@@ -113,6 +121,9 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	} else if _, err := f.source.upstream(); err != nil {
 		return err
 	}
+	if f.to.to != "" && f.sign {
+		return errors.New("a gateway signs what it takes in with its own keys")
+	}
 	opts := migrate.Options{
 		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only, Since: since,
 		Sign: f.sign, NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
@@ -135,7 +146,11 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 			fmt.Fprintf(file, "%s\t%s\t%s\n", s.Name, s.Reason, strings.Join(strings.Fields(s.Error), " "))
 		}
 	}
-	report, err := f.importAll(cmd, s, opts)
+	importAll := f.importAll
+	if f.to.to != "" {
+		importAll = f.intoGateway
+	}
+	report, err := importAll(cmd, s, opts)
 	if report == nil {
 		return err
 	}
@@ -209,26 +224,53 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 			return nil, err
 		}
 	}
-	if f.stdin != nil {
-		report, err = migrate.ImportStream(ctx, store, f.stdin, opts, &progress)
-	} else {
-		report, err = f.importSource(ctx, store, opts, &progress, log)
-	}
+	report, err = f.into(ctx, store, opts, &progress, log)
 	if err == nil && !f.dryRun {
 		err = store.Flush(ctx)
 	}
 	return report, err
 }
 
-func (f *importFlags) importSource(ctx context.Context, store *chunkstore.Store, opts migrate.Options, progress *migrate.Progress, log *slog.Logger) (*migrate.Report, error) {
-	source, err := f.source.open(ctx, store, log)
+// into imports into a sink.
+func (f *importFlags) into(ctx context.Context, sink migrate.Sink, opts migrate.Options, progress *migrate.Progress, log *slog.Logger) (*migrate.Report, error) {
+	if f.stdin != nil {
+		return migrate.ImportStream(ctx, sink, f.stdin, opts, progress)
+	}
+	source, err := f.source.open(ctx, sink.Repository().StoreDir, log)
 	if err != nil {
 		return nil, err
 	}
 	if c, ok := source.(io.Closer); ok {
 		defer c.Close()
 	}
-	return migrate.Import(ctx, store, source, opts, progress)
+	return migrate.Import(ctx, sink, source, opts, progress)
+}
+
+// intoGateway imports into a gateway, over HTTP.
+func (f *importFlags) intoGateway(cmd *cobra.Command, s *Settings, opts migrate.Options) (*migrate.Report, error) {
+	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
+	opts.Warn = log.Warn
+	user, password, err := f.to.credentials()
+	if err != nil {
+		return nil, err
+	}
+	xz, err := s.xzProgram(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sink, err := migrate.OpenGateway(ctx, migrate.GatewayOptions{
+		URL: f.to.to, User: user, Password: password, DecoderMemory: int64(s.Memory) / 2, XZ: xz,
+		Retried: func(err error, wait time.Duration) { log.Warn("trying again", "in", wait, "err", err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer sink.Close()
+	var progress migrate.Progress
+	begun := time.Now()
+	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(progress.Counts(), time.Since(begun)) })
+	defer stop()
+	return f.into(ctx, sink, opts, &progress, log)
 }
 
 // importHandler has the server import for those who may use its socket.
@@ -238,7 +280,7 @@ func importHandler(store *chunkstore.Store, keys []narinfo.PrivateKey, log *slog
 		if err := json.Unmarshal(text, &s); err != nil {
 			return nil, err
 		}
-		return s.open(ctx, store, log)
+		return s.open(ctx, store.Repository().StoreDir, log)
 	}, keys, log.Warn)
 }
 
@@ -258,13 +300,13 @@ func (s *importSource) upstream() (*Upstream, error) {
 	return up, nil
 }
 
-func (s *importSource) open(ctx context.Context, store *chunkstore.Store, log *slog.Logger) (upstream.Source, error) {
+func (s *importSource) open(ctx context.Context, storeDir string, log *slog.Logger) (upstream.Source, error) {
 	up, err := s.upstream()
 	if err != nil {
 		return nil, err
 	}
 	log.Info("import begins", "source", up.name())
-	source, err := up.source(ctx, store.Repository().StoreDir, "", log)
+	source, err := up.source(ctx, storeDir, "", log)
 	if l, ok := source.(interface{ Limit(*rate.Limiter) }); ok && s.Rate > 0 {
 		l.Limit(rate.NewLimiter(rate.Limit(s.Rate), 1))
 	}

@@ -98,6 +98,39 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// TestImportTo imports into a gateway that asks for a token.
+func TestImportTo(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	dir, infos := makeCache(t, 5)
+	text, err := dedupd(t, "", "token", "create", "--name", "importer", "--rights", "read,write")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startServer(t, "--loopback-write=false")
+	if out, err := dedupd(t, "", "import", "file://"+dir, "--to", p.url); err == nil {
+		t.Errorf("without a token: got %q", out)
+	}
+	// The store is not touched.
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	for _, want := range []string{"5 paths: 5 imported, 0 were there\n", "5 paths: 0 imported, 5 were there\n"} {
+		if out, err := dedupd(t, "", "import", "file://"+dir, "--to", p.url, "--token-file", token); err != nil || !strings.HasPrefix(out, want) {
+			t.Errorf("got %q, %v, want %q", out, err, want)
+		}
+	}
+	for _, info := range infos {
+		if got := p.get(t, "/"+info.URL); uint64(len(got)) != info.NarSize {
+			t.Errorf("%s: got %d bytes, want %d", info.URL, len(got), info.NarSize)
+		}
+	}
+	if out, err := dedupd(t, "", "import", "file://"+dir, "--to", p.url, "--sign"); err == nil {
+		t.Errorf("--sign: got %q", out)
+	}
+}
+
 // TestExport writes what was imported as a plain cache, without a server and beside one.
 func TestExport(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", t.TempDir())

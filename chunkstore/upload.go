@@ -178,21 +178,7 @@ func (s *Store) commitFile(ctx context.Context, f *File, o *object) error {
 				return nil, err
 			}
 		}
-		have, err := a.get(ctx, index.Names, []byte(f.Name))
-		if errors.Is(err, index.ErrNotFound) {
-			return append(records, packfile.Record{Type: packfile.RecordName, Body: f.encode()}), nil
-		} else if err != nil {
-			return nil, err
-		}
-		_, body := splitRow(have)
-		old, err := decodeFile(body)
-		if err != nil {
-			return nil, err
-		}
-		if !old.same(f) {
-			return nil, fmt.Errorf("%s %w", f.Name, ErrConflict)
-		}
-		return records, nil
+		return a.addName(ctx, records, f)
 	}
 	if !r.stage.empty() {
 		if err := s.uploads.waitForSpool(ctx); err != nil {
@@ -204,6 +190,25 @@ func (s *Store) commitFile(ctx context.Context, f *File, o *object) error {
 		s.counts.committed(f, o)
 	}
 	return err
+}
+
+// addName adds the record of f, unless the name stands for it already.
+func (a *applier) addName(ctx context.Context, records []packfile.Record, f *File) ([]packfile.Record, error) {
+	have, err := a.get(ctx, index.Names, []byte(f.Name))
+	if errors.Is(err, index.ErrNotFound) {
+		return append(records, packfile.Record{Type: packfile.RecordName, Body: f.encode()}), nil
+	} else if err != nil {
+		return nil, err
+	}
+	_, body := splitRow(have)
+	old, err := decodeFile(body)
+	if err != nil {
+		return nil, err
+	}
+	if !old.same(f) {
+		return nil, fmt.Errorf("%s %w", f.Name, ErrConflict)
+	}
+	return records, nil
 }
 
 // addNew adds a record unless its row is there already; then it adds the pack that the

@@ -80,7 +80,7 @@ func (g *Gateway) visible(ctx context.Context, w *response, res resource) error 
 		ok, err = g.covers(ctx, w.who, res.id)
 	case kindLog, kindRealisation, kindDebugInfo:
 		ok = w.who.Covers(res.storeName())
-	case kindCacheInfo, kindNAR, kindNARListing, kindMetrics, kindHealth, kindReady, kindProfile:
+	case kindCacheInfo, kindNAR, kindFlatNAR, kindNARListing, kindMetrics, kindHealth, kindReady, kindProfile:
 		ok = true
 	case kindInside:
 		ok = true // for the walker to say, of each path that it comes to

@@ -293,7 +293,7 @@ func (g *Gateway) get(w *response, r *http.Request, res resource) error {
 		return g.getListing(w, r, res)
 	case kindNARListing:
 		return g.getNARListing(w, r, res)
-	case kindNAR:
+	case kindNAR, kindFlatNAR:
 		return g.getNAR(w, r, res)
 	case kindInside:
 		return g.getInside(w, r, res)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -200,8 +201,8 @@ func (g *Gateway) storedContent(f *chunkstore.File, o *chunkstore.Object) (*cont
 		return c, nil
 	}
 	stored, err := compression.NewStored(compression.Type(f.Compression), o.Size(), f.CRC32)
-	if err != nil {
-		return nil, err
+	if err != nil { // the name came by an import
+		return nil, fmt.Errorf("%s: %w: %v", f.Name, chunkstore.ErrNotFound, err)
 	}
 	c.size = stored.Size()
 	c.write = func(ctx context.Context, w io.Writer, off, n int64) error {

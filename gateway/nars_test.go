@@ -212,7 +212,7 @@ func TestNarNames(t *testing.T) {
 		{"nar/a%00b.nar", f.nar, 404, ""},
 		{"nar/a%20b.nar", f.nar, 404, ""},
 		{"nar/" + strings.Repeat("a", 256), f.nar, 404, ""},
-		{"x.nar", f.nar, 404, ""},
+		{"x.nar", f.nar, 405, "use GET, HEAD"},
 	} {
 		a := s.want(tt.status, "PUT", "/"+tt.name, tt.body)
 		if !strings.Contains(string(a.body), tt.says) {

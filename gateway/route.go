@@ -23,6 +23,7 @@ const (
 	kindMissing
 
 	// What follows can only be read.
+	kindFlatNAR // a NAR beside the narinfos, as nix-push made them
 	kindNARListing
 	kindInside
 	kindMetrics
@@ -35,7 +36,7 @@ const (
 
 // kindNames are what metrics and the access log call the kinds.
 var kindNames = [numKinds]string{
-	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "nar-listing", "inside",
+	"none", "cache-info", "narinfo", "listing", "nar", "log", "debuginfo", "realisation", "missing", "flat-nar", "nar-listing", "inside",
 	"metrics", "health", "ready", "profile", "page",
 }
 
@@ -141,7 +142,8 @@ func parseRoot(name string) (resource, bool) {
 	case "ls":
 		res.kind = kindListing
 	default:
-		return resource{}, false
+		res.kind, res.id = kindFlatNAR, name
+		return res, (ext == "nar" || strings.HasPrefix(ext, "nar.")) && goodSegment(name)
 	}
 	return res, narinfo.IsHashPart(hashPart)
 }

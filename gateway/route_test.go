@@ -15,7 +15,7 @@ func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
 		"/nix-cache-info", "/" + hash + ".narinfo", "/" + hash + ".ls", "/nar/x.nar.xz", "/nar/../x", "/nar/..", "/nar//x", "//nar/x",
 		"/log/" + hash + "-x.drv", "/realisations/sha256:aa!out.doi", "/build-trace-v2/a/b.doi", "/build-trace-v2/a/../b.doi", "/debuginfo/x.debug",
-		"/nar/a\x00b", "/nar/%2e%2e", "", "/", "nar/x",
+		"/nar/a\x00b", "/x.nar.xz", "/.nar", "/x.nar.", "/nar/%2e%2e", "", "/", "nar/x",
 	} {
 		f.Add(seed)
 	}

@@ -93,6 +93,10 @@ func importWith(ctx context.Context, store Sink, source upstream.Source, opts Op
 		store: store, source: source, opts: opts, progress: progress,
 		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
 	}
+	im.linker, _ = store.(linker)
+	if source != nil {
+		im.origin = originOf(source)
+	}
 	im.report = Report{DryRun: opts.DryRun, Skipped: map[Reason]int64{}}
 	begun := time.Now()
 	err := fn(im, ctx)
@@ -105,6 +109,8 @@ func importWith(ctx context.Context, store Sink, source upstream.Source, opts Op
 
 type importer struct {
 	store    Sink
+	linker   linker // the store, or nil
+	origin   string // see originOf
 	source   upstream.Source
 	opts     Options
 	progress *Progress

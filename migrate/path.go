@@ -20,27 +20,20 @@ import (
 // nothing can be imported any more.
 func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StorePath, error) {
 	im.progress.paths.Add(1)
-	if has, err := im.store.HasPath(ctx, hashPart); err != nil {
+	have, err := im.have(ctx, hashPart)
+	if err != nil {
 		return nil, err
-	} else if has {
+	}
+	if have != nil && im.settled(have) {
 		im.progress.present.Add(1)
-		if !im.opts.Closure {
-			return nil, nil
-		}
-		info, err := im.store.NarInfo(ctx, hashPart)
-		if err != nil {
-			return nil, err
-		}
-		return info.References, nil
+		return have.References, nil
 	}
 	info, err := im.source.NarInfo(ctx, hashPart)
-	switch {
-	case errors.Is(err, upstream.ErrNotFound):
-		return nil, im.skip(ctx, hashPart, NoNarInfo, err)
-	case errors.Is(err, narinfo.ErrCorrupt), errors.Is(err, upstream.ErrPage), undecodable(err):
-		return nil, im.skip(ctx, hashPart, BadNarInfo, err)
-	case err != nil:
-		return nil, im.skip(ctx, hashPart, Unreachable, err)
+	if reason := narInfoReason(err); have != nil && reason != "" && reason != Unreachable {
+		im.progress.present.Add(1) // there is nothing that clients can remember
+		return have.References, nil
+	} else if reason != "" {
+		return nil, im.skip(ctx, hashPart, reason, err)
 	}
 	im.worked()
 	if ok, _ := gopath.Match(im.opts.Match, info.StorePath.Name()); !ok && im.opts.Match != "" {
@@ -54,16 +47,17 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 		im.progress.narBytes.Add(int64(info.NarSize))
 		return info.References, nil
 	}
-	if reason, err := im.nar(ctx, info); reason != "" {
+	if reason, err := im.nar(ctx, info, have == nil); reason != "" {
 		return info.References, im.skip(ctx, info.StorePath.String(), reason, err)
 	} else if err != nil {
 		return nil, err
 	}
-	return info.References, im.publish(ctx, info)
+	return info.References, im.publish(ctx, info, have == nil)
 }
 
-// publish makes a path visible whose NAR is there.
-func (im *importer) publish(ctx context.Context, info *narinfo.NarInfo) error {
+// publish makes a path visible whose NAR is there; one that is not fresh gets what signatures
+// it lacks.
+func (im *importer) publish(ctx context.Context, info *narinfo.NarInfo, fresh bool) error {
 	for _, key := range im.opts.SigningKeys {
 		info.Sign(im.storeDir, key)
 	}
@@ -73,9 +67,38 @@ func (im *importer) publish(ctx context.Context, info *narinfo.NarInfo) error {
 		}
 		return fmt.Errorf("narinfo of %s: %w", info.StorePath, err)
 	}
+	if !fresh {
+		im.progress.present.Add(1)
+		return nil
+	}
 	im.progress.imported.Add(1)
 	im.progress.narBytes.Add(int64(info.NarSize))
 	return im.noteAbsent(ctx, info)
+}
+
+// have returns the narinfo of a path that is here with all of its NAR, or nil. There is
+// nothing in it if nobody needs to know.
+func (im *importer) have(ctx context.Context, hashPart string) (*narinfo.NarInfo, error) {
+	if has, err := im.store.HasPath(ctx, hashPart); err != nil || !has {
+		return nil, err
+	}
+	if im.linker == nil && !im.opts.Closure {
+		return new(narinfo.NarInfo), nil
+	}
+	return im.store.NarInfo(ctx, hashPart)
+}
+
+// narInfoReason returns why there is no narinfo, "" if there is.
+func narInfoReason(err error) Reason {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, upstream.ErrNotFound):
+		return NoNarInfo
+	case errors.Is(err, narinfo.ErrCorrupt), errors.Is(err, upstream.ErrPage), undecodable(err):
+		return BadNarInfo
+	}
+	return Unreachable
 }
 
 // undecodable says whether an error is about an encoding.
@@ -110,20 +133,44 @@ func (im *importer) noteAbsent(ctx context.Context, info *narinfo.NarInfo) error
 var errWrong = errors.New("not the NAR of its narinfo")
 
 // nar makes sure that the store has the NAR of info under its old name, and lets info name
-// it. A NAR that several paths have is read once. If there is a reason, the path cannot be
-// imported, and the error says more; without one, the error is one of the store.
-func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, error) {
+// it. A NAR that is here, of another path or of this one if that is not fresh, is not read. If
+// there is a reason, the path cannot be imported, and the error says more; without one, the
+// error is one of the store.
+func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo, fresh bool) (Reason, error) {
 	free, err := im.claim(ctx, info.NarHash)
 	if err != nil {
 		return "", err
 	}
 	defer free()
-	file := pull.FileName(info)
-	name := "nar/" + file
-	known, err := im.known(ctx, info, name)
-	if err != nil || known {
+	name, err := im.fileName(ctx, info)
+	if err != nil {
 		return "", err
 	}
+	was := *info
+	has, err := im.store.HasNAR(ctx, info.NarHash, int64(info.NarSize))
+	if err != nil {
+		return "", err
+	}
+	if has {
+		if fresh {
+			im.mu.Lock()
+			im.report.Shared++
+			im.mu.Unlock()
+		}
+		err = im.share(ctx, info, name)
+	} else if reason, err := im.fetch(ctx, info, name); err != nil {
+		return reason, err
+	}
+	if err == nil && im.linker != nil {
+		err = im.link(ctx, &was)
+		info.URL = im.origin + info.URL
+	}
+	return "", err
+}
+
+// fetch reads the NAR of info, stores it as a file of that name, or of another one if it is
+// not what it should be, and lets info name it.
+func (im *importer) fetch(ctx context.Context, info *narinfo.NarInfo, name string) (Reason, error) {
 	body, size, err := im.source.NAR(ctx, info, 0)
 	switch {
 	case errors.Is(err, upstream.ErrNotFound):
@@ -138,7 +185,7 @@ func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, err
 		return TooLarge, fmt.Errorf("%d bytes: %w", size, chunkstore.ErrTooLarge)
 	}
 	src := &sourceReader{r: body, read: &im.progress.read}
-	r, bzip2, err := decodeBzip2(file, src)
+	r, bzip2, err := decodeBzip2(name, src)
 	if err != nil {
 		return reasonOf(src.err, err), err
 	}
@@ -156,36 +203,19 @@ func (im *importer) nar(ctx context.Context, info *narinfo.NarInfo) (Reason, err
 	return "", nil
 }
 
-// known says whether there is no need to read the NAR, and lets info name the one that is
-// here. A name of its own that it has at the source, and that clients may know, must be here too.
-func (im *importer) known(ctx context.Context, info *narinfo.NarInfo, name string) (bool, error) {
-	if has, err := im.store.HasNAR(ctx, info.NarHash, int64(info.NarSize)); err != nil || !has {
-		return false, err
-	}
+// share lets info name the NAR that is here.
+func (im *importer) share(ctx context.Context, info *narinfo.NarInfo, name string) error {
 	f, err := im.store.File(ctx, name)
 	switch {
 	case err == nil && f.Content == info.NarHash:
 		info.URL, info.Compression = f.Name, f.Compression
 		info.FileHash, info.FileSize = narinfo.NewHash(narinfo.SHA256, f.FileHash[:]), uint64(f.FileSize)
-	case err == nil:
-		return false, nil
-	case !errors.Is(err, chunkstore.ErrNotFound):
-		return false, err
-	case info.URL == name:
-		return false, nil
-	default:
+	case err == nil, errors.Is(err, chunkstore.ErrNotFound):
 		plain(info)
+	default:
+		return err
 	}
-	im.mu.Lock()
-	im.report.Shared++
-	im.mu.Unlock()
-	return true, nil
-}
-
-// plain lets info name the NAR itself.
-func plain(info *narinfo.NarInfo) {
-	info.URL, info.Compression = "nar/"+narinfo.EncodeNix32(info.NarHash[:])+".nar", string(compression.None)
-	info.FileHash, info.FileSize = narinfo.NewHash(narinfo.SHA256, info.NarHash[:]), info.NarSize
+	return nil
 }
 
 // decodeBzip2 returns what r, the file of a NAR, is without bzip2, and whether that was its
@@ -210,16 +240,19 @@ func decodeBzip2(file string, r io.Reader) (io.Reader, bool, error) {
 // accept checks what has come for info. The NAR counts: Nix has never looked at FileHash. A
 // file that is not what its name says gets another one.
 func (im *importer) accept(info *narinfo.NarInfo, f *chunkstore.File) error {
+	narHash, fileHash := narinfo.NewHash(narinfo.SHA256, f.Content[:]), narinfo.NewHash(narinfo.SHA256, f.FileHash[:])
 	if f.Content != info.NarHash || uint64(f.Size) != info.NarSize {
 		return fmt.Errorf("%w: it has NarHash %s and NarSize %d, the narinfo says %s and %d", errWrong,
-			narinfo.NewHash(narinfo.SHA256, f.Content[:]), f.Size, narinfo.NewHash(narinfo.SHA256, info.NarHash[:]), info.NarSize)
+			narHash, f.Size, narinfo.NewHash(narinfo.SHA256, info.NarHash[:]), info.NarSize)
 	}
-	fileHash := narinfo.NewHash(narinfo.SHA256, f.FileHash[:])
 	if info.FileHash.Algo() == narinfo.SHA256 && info.FileHash != fileHash || f.Compression != info.Compression {
 		im.opts.Warn("the file of a NAR is not what the narinfo says, though the NAR is right",
 			"path", info.StorePath, "FileHash", fileHash, "said", info.FileHash, "Compression", f.Compression, "said", info.Compression)
+	}
+	hash, isHash := hashName(f.Name)
+	if isHash && hash != fileHash && hash != narHash || f.Compression != info.Compression {
 		other := *info
-		other.FileHash, other.URL, other.Compression = fileHash, "", f.Compression
+		other.FileHash, other.Compression = fileHash, f.Compression
 		f.Name = "nar/" + pull.FileName(&other)
 		im.mu.Lock()
 		im.report.Renamed++

@@ -141,7 +141,7 @@ func (im *importer) settle(ctx context.Context, info *narinfo.NarInfo, err error
 		return err
 	}
 	if !im.opts.DryRun {
-		return im.publish(ctx, info)
+		return im.publish(ctx, info, true)
 	}
 	im.progress.imported.Add(1)
 	im.progress.narBytes.Add(int64(info.NarSize))

@@ -146,7 +146,7 @@ func (f *fetch) take(ctx context.Context, body io.Reader) error {
 
 // open opens the NAR of a path at the upstream.
 func (s *source) open(ctx context.Context, t *path, off int64) (body io.ReadCloser, size int64, err error) {
-	err = s.ask("nar/"+t.file, func() error {
+	err = s.ask(t.info.URL, func() error {
 		body, size, err = s.NAR(ctx, t.info, off)
 		return err
 	})

@@ -156,8 +156,21 @@ func (p *Puller) find(ctx context.Context, file string) (*path, error) {
 	if _, ok := parseHash(stem); !ok {
 		return nil, fmt.Errorf("NAR %s: %w", file, chunkstore.ErrNotFound)
 	}
-	t := &path{file: file, info: &narinfo.NarInfo{URL: "nar/" + file}}
-	err := p.first(ctx, t.info.URL, func(s *source) error {
+	t, err := p.probe(ctx, file, "nar/"+file)
+	if errors.Is(err, chunkstore.ErrNotFound) {
+		t, err = p.probe(ctx, file, file) // where nix-push has put NARs
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.files.Set(file, t)
+	return t, nil
+}
+
+// probe looks for an upstream that has a NAR at a URL below its own.
+func (p *Puller) probe(ctx context.Context, file, url string) (*path, error) {
+	t := &path{file: file, info: &narinfo.NarInfo{URL: url}}
+	err := p.first(ctx, url, func(s *source) error {
 		body, _, err := s.NAR(ctx, t.info, 0)
 		if err != nil {
 			return err
@@ -165,11 +178,7 @@ func (p *Puller) find(ctx context.Context, file string) (*path, error) {
 		t.source = s
 		return body.Close()
 	})
-	if err != nil {
-		return nil, err
-	}
-	p.files.Set(file, t)
-	return t, nil
+	return t, err
 }
 
 // errWrong is wrapped by what is wrong with a file that an upstream sent.

@@ -52,8 +52,11 @@ type part struct {
 
 const (
 	barHeight = 14
-	charWidth = 7 // of a label, about
+	charWidth = 8 // of a wide letter of a label
 )
+
+// partClass are the colours of parts: most charts have one or two, which stand out.
+var partClass = [MaxSeries]int{2, 1, 0, 3, 4, 5}
 
 // HTML returns the chart, nothing if there are no bars.
 func (c *Bars) HTML() template.HTML {
@@ -96,7 +99,7 @@ func (c *Bars) draw(d barsDrawing, left, right, step float64, marks int) barsDra
 		drawn.Middle = drawn.Y + barHeight/2
 		at := 0.0
 		for i, v := range b.Values {
-			drawn.Parts = append(drawn.Parts, part{x(at), round(x(at+v) - x(at)), i % MaxSeries})
+			drawn.Parts = append(drawn.Parts, part{x(at), round(x(at+v) - x(at)), partClass[i%MaxSeries]})
 			at += v
 		}
 		drawn.ValueX = x(max(at, b.High)) + 6
@@ -127,7 +130,7 @@ func (d *barsDrawing) legend(parts []string, left float64) float64 {
 		if x > left && x+width > d.Width {
 			x, y = left, y+20
 		}
-		d.Legend = append(d.Legend, bar{Label: name, LabelX: x, LabelY: y, Class: i % MaxSeries})
+		d.Legend = append(d.Legend, bar{Label: name, LabelX: x, LabelY: y, Class: partClass[i%MaxSeries]})
 		x += width
 	}
 	return y + 14

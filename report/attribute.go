@@ -36,7 +36,7 @@ func (a *attribution) sortPaths(ctx context.Context) error {
 
 func (a *attribution) readChunks(ctx context.Context) error {
 	a.opts.Progress(Progress{Step: "reading the table of chunks", Total: a.Store.Chunks})
-	a.chunks.max = int(max(a.opts.Memory/slotSize, 1<<10))
+	a.chunks.max = int(max(a.opts.Memory/slotSize, 1))
 	return a.view.EachChunk(ctx, func(c chunkstore.Chunk) error {
 		a.chunks.add(c)
 		return nil

@@ -76,7 +76,7 @@ func (r *Report) samples() (some []site.Sample) {
 // Lists are the lists of packages.
 func (r htmlReport) Lists() []packageList { return r.lists() }
 
-const maxBars = 20
+const maxBars = 12
 
 // Chart shows what the list is sorted by.
 func (l packageList) Chart() template.HTML {

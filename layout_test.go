@@ -18,6 +18,7 @@ const module = "github.com/dedupd/dedupd"
 // of dedupd. A package imports from the layers below its own only.
 var layers = [][]string{
 	{"cmd/dedupd", "benchmarks"},
+	{"plan"},
 	{"gateway", "migrate", "report"},
 	{"pull", "push"},
 	{"metrics", "site"},

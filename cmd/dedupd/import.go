@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/time/rate"
 
 	"github.com/dedupd/dedupd/chunkstore"
@@ -69,21 +70,11 @@ func importCommand() *cobra.Command {
 	}
 	settings := addFlags(cmd, "bucket", "state", "memory", "xz", "max-nar", "max-file", "key-files", "log-level", "log-format")
 	flags := cmd.Flags()
-	flags.StringVar(&f.paths, "paths", "", "file with store paths or their hash parts, the first word of each line; - for standard input")
-	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path to import with all that it refers to; may be repeated")
-	flags.StringVar(&f.only, "only", "", "pattern, with * and ?, of the names of the paths to import: what follows the hash part")
-	flags.StringVar(&f.since, "since", "", "leave out what the source has had for longer: a time like 36h, or a date like 2026-11-01; for directories and S3")
-	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
+	f.addSource(flags)
 	flags.BoolVar(&f.sign, "sign", false, "sign what is imported with key-files; a server that has the store does it with its own")
 	flags.StringVar(&f.skipped, "skipped", "", "file to write what is left out to, and why")
 	flags.StringVar(&f.to.to, "to", "", "URL of a gateway to import into, instead of the store")
 	flags.StringVar(&f.to.tokenFile, "token-file", os.Getenv("DEDUPD_TOKEN_FILE"), "file with the token that the gateway asks for (DEDUPD_TOKEN_FILE)")
-	flags.StringVar(&f.source.Root, "root", "", "of a Nix store: directory that has its directories, if not /")
-	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
-	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
-	flags.StringVar(&f.source.NetrcFile, "netrc-file", "", "file with user names and passwords")
-	flags.IntVar(&f.jobs, "jobs", 16, "paths at a time")
-	flags.Float64Var(&f.source.Rate, "rate", 0, "most requests a second to the source, over HTTP or to S3; 0 for no limit")
 	flags.BoolVar(&f.noFiles, "no-files", false, "leave out listings, logs, debug information and realisations")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only look what is missing")
 	flags.BoolVar(&f.asJSON, "json", false, "write a report in JSON")
@@ -97,22 +88,54 @@ func importCommand() *cobra.Command {
 	return cmd
 }
 
-func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
+// addSource adds the flags that say what is to be imported.
+func (f *importFlags) addSource(flags *pflag.FlagSet) {
+	flags.StringVar(&f.paths, "paths", "", "file with store paths or their hash parts, the first word of each line; - for standard input")
+	flags.StringArrayVar(&f.closureOf, "closure-of", nil, "store path with all that it refers to; may be repeated")
+	flags.StringVar(&f.only, "only", "", "pattern, with * and ?, of the names of the paths to import: what follows the hash part")
+	flags.StringVar(&f.since, "since", "", "leave out what the source has had for longer: a time like 36h, or a date like 2026-11-01; for directories and S3")
+	flags.StringArrayVar(&f.keys, "trusted-key", nil, "public key; one of those that are given must have signed a path; may be repeated")
+	flags.StringVar(&f.source.Root, "root", "", "of a Nix store: directory that has its directories, if not /")
+	flags.StringVar(&f.source.User, "user", "", "user name that the cache asks for")
+	flags.StringVar(&f.source.PasswordFile, "password-file", "", "file with the password, or token, that belongs to it")
+	flags.StringVar(&f.source.NetrcFile, "netrc-file", "", "file with user names and passwords")
+	flags.IntVar(&f.jobs, "jobs", 16, "paths at a time")
+	flags.Float64Var(&f.source.Rate, "rate", 0, "most requests a second to the source, over HTTP or to S3; 0 for no limit")
+}
+
+// options are those of importing from a source, by the flags that addSource has added.
+func (f *importFlags) options(from string, stdin io.Reader) (opts migrate.Options, err error) {
 	if f.jobs < 1 {
-		return fmt.Errorf("jobs is %d, not above 0", f.jobs)
+		return opts, fmt.Errorf("jobs is %d, not above 0", f.jobs)
 	}
 	if f.source.Rate < 0 {
-		return fmt.Errorf("rate is %g, not 0 or more", f.source.Rate)
+		return opts, fmt.Errorf("rate is %g, not 0 or more", f.source.Rate)
 	}
-	since, err := parseSince(f.since)
-	if err != nil {
-		return err
+	opts = migrate.Options{Paths: f.wanted(stdin), Closure: len(f.closureOf) > 0, Match: f.only, Jobs: f.jobs}
+	if opts.Since, err = parseSince(f.since); err != nil {
+		return opts, err
+	}
+	for _, text := range f.keys {
+		key, err := narinfo.ParsePublicKey(text)
+		if err != nil {
+			return opts, fmt.Errorf("trusted-key: %q: %w", text, err)
+		}
+		opts.Keys = append(opts.Keys, key)
 	}
 	if filepath.IsAbs(from) {
 		f.source.Store = from
 	} else {
 		f.source.URL = from
 	}
+	return opts, nil
+}
+
+func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
+	opts, err := f.options(from, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	opts.Sign, opts.NoFiles, opts.MaxFile, opts.DryRun = f.sign, f.noFiles, int64(s.MaxFile), f.dryRun
 	if from == "-" {
 		f.stdin = cmd.InOrStdin()
 		if f.source != (importSource{URL: from}) || f.paths != "" || len(f.closureOf) > 0 || len(f.keys) > 0 || f.since != "" {
@@ -123,17 +146,6 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	}
 	if f.to.to != "" && f.sign {
 		return errors.New("a gateway signs what it takes in with its own keys")
-	}
-	opts := migrate.Options{
-		Paths: f.wanted(cmd.InOrStdin()), Closure: len(f.closureOf) > 0, Match: f.only, Since: since,
-		Sign: f.sign, NoFiles: f.noFiles, MaxFile: int64(s.MaxFile), Jobs: f.jobs, DryRun: f.dryRun,
-	}
-	for _, text := range f.keys {
-		key, err := narinfo.ParsePublicKey(text)
-		if err != nil {
-			return fmt.Errorf("trusted-key: %q: %w", text, err)
-		}
-		opts.Keys = append(opts.Keys, key)
 	}
 	if f.skipped != "" {
 		// The old one may be what --paths names, and is of use until this import has ended.
@@ -305,7 +317,7 @@ func (s *importSource) open(ctx context.Context, storeDir string, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	log.Info("import begins", "source", up.name())
+	log.Info("reading a source", "source", up.name())
 	source, err := up.source(ctx, storeDir, "", log)
 	if l, ok := source.(interface{ Limit(*rate.Limiter) }); ok && s.Rate > 0 {
 		l.Limit(rate.NewLimiter(rate.Limit(s.Rate), 1))

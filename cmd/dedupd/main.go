@@ -51,7 +51,7 @@ func rootCommand() *cobra.Command {
 			return errors.New("no command was given")
 		},
 	}
-	root.AddCommand(serveCommand(), importCommand(), exportCommand(), pushCommand(), statsCommand(), reportCommand(), checkCommand(), doctorCommand(), readyCommand(), indexCommand(), keyCommand(), tokenCommand(), versionCommand(), docsCommand())
+	root.AddCommand(serveCommand(), planCommand(), importCommand(), exportCommand(), pushCommand(), statsCommand(), reportCommand(), checkCommand(), doctorCommand(), readyCommand(), indexCommand(), keyCommand(), tokenCommand(), versionCommand(), docsCommand())
 	return root
 }
 

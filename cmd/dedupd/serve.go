@@ -216,17 +216,26 @@ func (s *Settings) storeOptions(ctx context.Context, log *slog.Logger) (opts chu
 	if err != nil {
 		return opts, err
 	}
+	if opts, err = s.engineOptions(ctx, log); err != nil {
+		return opts, err
+	}
+	opts.State, opts.Bucket, opts.Follow, opts.FollowInterval = s.State, b, s.Follow, time.Duration(s.FollowInterval)
+	if _, ok := b.(*bucket.Dir); !ok { // which is a disk already
+		opts.CacheSize = int64(s.CacheSize)
+	}
+	return opts, nil
+}
+
+// engineOptions are those of a store wherever it is.
+func (s *Settings) engineOptions(ctx context.Context, log *slog.Logger) (opts chunkstore.Options, err error) {
 	opts = chunkstore.Options{
-		State: s.State, Bucket: b, Follow: s.Follow, FollowInterval: time.Duration(s.FollowInterval), PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), ParallelPuts: s.ParallelPuts, Log: log, Workers: workers,
+		PackSize: int64(s.PackSize), FlushInterval: time.Duration(s.FlushInterval), ParallelPuts: s.ParallelPuts, Log: log, Workers: workers,
 		// Shares of the memory; the rest is for caches of the gateway and the index, for
 		// the buffers of requests, and for garbage.
 		PieceMemory: int64(s.Memory) * 3 / 32, DecoderMemory: int64(s.Memory) * 5 / 16, ReadMemory: int64(s.Memory) / 8, PlanCache: int64(s.Memory) / 16,
 	}
 	if opts.XZ, err = s.xzProgram(ctx); err != nil {
 		return opts, err
-	}
-	if _, ok := b.(*bucket.Dir); !ok { // which is a disk already
-		opts.CacheSize = int64(s.CacheSize)
 	}
 	if opts.MaxFragments = s.MaxFragments; opts.MaxFragments == 0 {
 		opts.MaxFragments = -1

@@ -3,7 +3,7 @@
 # make ci      everything that CI runs
 # make powercut TIME=10m    cut the power of a server's disk again and again; as root
 # make faults FAULTS=all     break the disk and S3, kill the server and cut its power, at every operation of a run
-# make kills TIME=10m    kill the server and its MinIO while clients upload; for twice that long
+# make kills TIME=10m    kill the server and its MinIO while clients upload, for twice that long, and imports
 # make simulate TIME=1h     the simulation, from SEED=… on or from anywhere
 # make docs    the manual pages, in man/, and contrib/dedupd.toml
 # make bench   a benchmark, as in: make bench NAME=stored ARGS='--json'; without NAME, the list of them
@@ -33,7 +33,7 @@ faults:
 
 kills: TIME ?= 10m
 kills:
-	DEDUPD_KILLS=$(TIME) scripts/with-deps $(GO) test -count 1 -timeout 0 -v -run '^TestKillS3$$' ./cmd/dedupd
+	DEDUPD_KILLS=$(TIME) DEDUPD_IMPORT_KILLS=20 scripts/with-deps $(GO) test -count 1 -timeout 0 -v -run '^TestKill(S3|Import)$$' ./cmd/dedupd
 
 simulate: TIME ?= 1h
 simulate:

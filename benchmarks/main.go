@@ -57,6 +57,9 @@ var benchmarks = []struct {
 	{"scatter", "what it costs, and gives, to keep NARs in few packs", scatter},
 	{"ingest-known", "CPU of ingesting NARs that are stored, against sha256sum", ingestKnown},
 	{"ingest-new", "CPU of ingesting new NARs, against sha256sum + zstd -3", ingestNew},
+	{"xz", "CPU of decoding .nar.xz, in Go and in processes, against xz -dc", decodeXZ},
+	{"import", "CPU, processors and memory of importing .nar.xz, against xz -dc and the ingest", imports},
+	{"import-puts", "requests to MinIO for each path of an import of four generations", importPuts},
 	{"serve", "serving .nar.zst from the page cache, against nginx", serve},
 	{"narinfo", "narinfo requests a second, against nginx", narinfos},
 	{"memory", "peak memory of 16 uploads at once", memory},
@@ -150,7 +153,7 @@ func runOne(ctx context.Context, s settings, name, flags string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-		if b.dedupd == "" && !slices.Contains([]string{"index", "rebuild", "newmachine", "dump", "scatter"}, name) {
+		if b.dedupd == "" && !slices.Contains([]string{"index", "rebuild", "newmachine", "dump", "scatter", "xz"}, name) {
 			if b.dedupd, err = buildServer(ctx, b.work); err != nil {
 				return err
 			}

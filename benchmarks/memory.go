@@ -138,21 +138,30 @@ func (b *bench) uploadAtOnce(ctx context.Context, name string, sources []storePa
 }
 
 // peakMemory samples RssAnon every 20 ms until ctx ends, and returns the largest in bytes.
-func (c *child) peakMemory(ctx context.Context) (peak int64) {
-	name := fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid)
-	tick := time.NewTicker(20 * time.Millisecond)
+func (c *child) peakMemory(ctx context.Context) int64 {
+	pid := fmt.Sprint(c.cmd.Process.Pid)
+	return peak(ctx, 20*time.Millisecond, func() int64 { return memoryOf(pid) })
+}
+
+// peak samples something until ctx ends, and returns the largest.
+func peak(ctx context.Context, every time.Duration, sample func() int64) (peak int64) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		var kib int64
-		if _, err := fmt.Sscan(procField(name, "RssAnon"), &kib); err == nil {
-			peak = max(peak, kib<<10)
-		}
+		peak = max(peak, sample())
 		select {
 		case <-ctx.Done():
 			return peak
 		case <-tick.C:
 		}
 	}
+}
+
+// memoryOf returns the RssAnon of a process in bytes, 0 if it has ended.
+func memoryOf(pid string) int64 {
+	var kib int64
+	fmt.Sscan(procField("/proc/"+pid+"/status", "RssAnon"), &kib)
+	return kib << 10
 }
 
 // A bigNAR reads as the NAR of one regular file, whose contents are the corpus's NARs

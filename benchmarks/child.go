@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -108,14 +109,37 @@ func (c *child) kill() {
 
 // cpu returns the CPU time that the process took so far, from its CPU clock: unlike
 // /proc/PID/stat it does not count in hundredths of a second.
-func (c *child) cpu() (time.Duration, error) {
+func (c *child) cpu() (time.Duration, error) { return cpuOfProcess(c.cmd.Process.Pid) }
+
+func cpuOfProcess(pid int) (time.Duration, error) {
 	// clock_getcpuclockid(3): the complement of the PID, and CPUCLOCK_SCHED.
-	clock := int32(^c.cmd.Process.Pid)<<3 | 2
+	clock := int32(^pid)<<3 | 2
 	var ts unix.Timespec
 	if err := unix.ClockGettime(clock, &ts); err != nil {
 		return 0, fmt.Errorf("CPU clock: %w", err)
 	}
 	return time.Duration(ts.Nano()), nil
+}
+
+// groupCPU is cpu with the processes that the child has started itself: nginx's workers.
+func (c *child) groupCPU() (total time.Duration, err error) {
+	pid := c.cmd.Process.Pid
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, text := range append(strings.Fields(string(children)), strconv.Itoa(pid)) {
+		pid, err := strconv.Atoi(text)
+		if err != nil {
+			return 0, err
+		}
+		spent, err := cpuOfProcess(pid)
+		if err != nil {
+			return 0, err
+		}
+		total += spent
+	}
+	return total, nil
 }
 
 // settled waits until the process does next to nothing, and returns its CPU time then.

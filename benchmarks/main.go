@@ -68,6 +68,7 @@ var benchmarks = []struct {
 	{"newmachine", "making the index of a thousand packs on MinIO, and from a snapshot", newMachine},
 	{"fsync", "uploads of small paths, against the same with syncs disabled", fsyncs},
 	{"pull", "a NAR that only an upstream has, against the upstream itself", pulls},
+	{"oldnames", "downloads by the names of .nar.xz files: bytes and CPU, against nginx", oldNames},
 	{"startup", "start after kill -9 with a full spool, nothing in the page cache", startup},
 	{"dump", "NARs out of a Nix store, against nix-store --dump", dumps},
 	{"load", "readers, uploads and downloads at once: no error, bounded memory", load},

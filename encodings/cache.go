@@ -74,7 +74,8 @@ type Stats struct {
 	Failures  int64 `json:"failures"`   // files that could not be made
 	Evictions int64 `json:"evictions"`  // files that went for others, or for room
 	Damaged   int64 `json:"damaged"`    // files that went since they were not as written
-	Files     int64 `json:"files"`      // now
+	Waiting   int64 `json:"waiting"`    // files that are being made, or wait to be, now
+	Files     int64 `json:"files"`      // that are there
 	Bytes     int64 `json:"bytes"`      // of the disk that they take
 	Limit     int64 `json:"limit"`      // that these may come to
 }
@@ -280,6 +281,7 @@ func (u *Use) Begin(m Making) {
 	select {
 	case c.jobs <- job{e, m}:
 		e.queued = true
+		c.stats.Waiting++
 	default:
 	}
 }

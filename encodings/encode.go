@@ -43,6 +43,7 @@ func (c *Cache) encodeAll(ctx context.Context) {
 			c.mu.Lock()
 			e := j.entry
 			e.queued = false
+			c.stats.Waiting--
 			if err != nil && ctx.Err() == nil {
 				e.downloads = 0 // until as many have asked for it again
 				e.useless = errors.Is(err, errTooLarge) || errors.Is(err, ErrNoEncoder)
@@ -105,11 +106,8 @@ func (c *Cache) reserve(size int64, downloads uint32) bool {
 var ErrNoEncoder = errors.New("no encoder")
 
 // Compress writes what write writes to w, compressed. It is for those compressions that
-// are worth it and that there is an encoder for; others give an error that wraps
-// ErrNoEncoder. xz is the program of that name, with the lowest priority.
-//
-// A little compression is most of it: what there is to save is what xz -1, say, leaves of
-// the NAR; -6 takes six times as long.
+// there is an encoder for; others give an error that wraps ErrNoEncoder. xz is the program
+// of that name, with the lowest priority.
 func Compress(ctx context.Context, t compression.Type, w io.Writer, write func(io.Writer) error) error {
 	var z io.WriteCloser
 	switch t {
@@ -130,8 +128,12 @@ func Compress(ctx context.Context, t compression.Type, w io.Writer, write func(i
 	return z.Close()
 }
 
+// xzPreset takes a quarter of the CPU time of xz -6, and 32 MiB of memory, for files that
+// are an eighth larger; -1, with a smaller dictionary, makes them a fifth larger.
+const xzPreset = "--lzma2=preset=1,dict=4MiB"
+
 func xz(ctx context.Context, w io.Writer, write func(io.Writer) error) error {
-	cmd := exec.CommandContext(ctx, "xz", "--compress", "--stdout", "--threads=1", "-1")
+	cmd := exec.CommandContext(ctx, "xz", "--compress", "--stdout", "--threads=1", xzPreset)
 	var message bytes.Buffer
 	cmd.Stdout, cmd.Stderr = w, &message
 	in, err := cmd.StdinPipe()

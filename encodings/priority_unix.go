@@ -4,5 +4,6 @@ package encodings
 
 import "golang.org/x/sys/unix"
 
-// setLowPriority has a process run when nobody else wants to.
-func setLowPriority(pid int) { unix.Setpriority(unix.PRIO_PROCESS, pid, 19) }
+// setLowPriority has a process get a tenth of what others get, where there is not enough
+// for all.
+func setLowPriority(pid int) { unix.Setpriority(unix.PRIO_PROCESS, pid, 10) }

@@ -20,6 +20,7 @@ var oldNamesNumbers = []number[encodings.Stats]{
 	counter("dedupd_old_names_failures_total", "Files that could not be made.", func(s encodings.Stats) float64 { return float64(s.Failures) }),
 	counter("dedupd_old_names_evictions_total", "Files that went for others, or for room on the disk.", func(s encodings.Stats) float64 { return float64(s.Evictions) }),
 	counter("dedupd_old_names_damaged_total", "Files that were damaged on the disk, and not used any more.", func(s encodings.Stats) float64 { return float64(s.Damaged) }),
+	gauge("dedupd_old_names_waiting", "Files that are being made, or wait to be.", func(s encodings.Stats) float64 { return float64(s.Waiting) }),
 	gauge("dedupd_old_names_files", "Files that are there.", func(s encodings.Stats) float64 { return float64(s.Files) }),
 	gauge("dedupd_old_names_bytes", "Room that they take on the disk.", func(s encodings.Stats) float64 { return float64(s.Bytes) }),
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,13 @@ import (
 	"github.com/dedupd/dedupd/narinfo"
 	"github.com/dedupd/dedupd/upstream"
 )
+
+// IsFile says whether name is that of a file which a cache has beside narinfos and NARs: a
+// listing, log, realisation, build trace, or debug information.
+func IsFile(name string) bool {
+	dir, _, nested := strings.Cut(name, "/")
+	return nested && dir != "" && slices.Contains(fileDirs, dir) || isListing(name)
+}
 
 // fileDirs are where caches have files beside narinfos and NARs.
 var fileDirs = []string{"", "log", "debuginfo", "realisations", "build-trace-v2"}
@@ -38,6 +46,14 @@ func (im *importer) files(ctx context.Context) error {
 	}, im.file)
 }
 
+// filesOf imports the listing of a path and the log of its derivation.
+func (im *importer) filesOf(ctx context.Context, info *narinfo.NarInfo) error {
+	if err := im.file(ctx, info.StorePath.HashPart()+".ls"); err != nil || info.Deriver.IsZero() {
+		return err
+	}
+	return im.file(ctx, "log/"+info.Deriver.String())
+}
+
 func isListing(name string) bool {
 	hashPart, ok := strings.CutSuffix(name, ".ls")
 	return ok && narinfo.IsHashPart(hashPart)
@@ -45,6 +61,9 @@ func isListing(name string) bool {
 
 // file imports a file without its Content-Encoding.
 func (im *importer) file(ctx context.Context, name string) error {
+	if im.opts.DryRun {
+		return nil
+	}
 	if _, err := im.store.File(ctx, name); err == nil {
 		return nil
 	} else if !errors.Is(err, chunkstore.ErrNotFound) {
@@ -53,15 +72,25 @@ func (im *importer) file(ctx context.Context, name string) error {
 	body, err := im.source.File(ctx, name)
 	if errors.Is(err, upstream.ErrNotFound) {
 		return nil // it was there when it was listed
-	} else if undecodable(err) {
+	} else if undecodable(err) || errors.Is(err, upstream.ErrPage) {
 		return im.skip(ctx, name, BadFile, err)
 	} else if err != nil {
 		return im.skip(ctx, name, Unreachable, err)
 	}
 	defer body.Close()
 	src := &sourceReader{r: body, read: &im.progress.read}
-	_, err = im.store.PutFile(ctx, name, &limitedReader{src, im.opts.MaxFile})
+	var text io.Reader = &limitedReader{src, im.opts.MaxFile}
+	if strings.HasPrefix(name, "debuginfo/") && im.linker != nil {
+		text, err = im.retarget(ctx, text)
+	}
+	if err == nil {
+		_, err = im.store.PutFile(ctx, name, text)
+	}
 	switch {
+	case errors.Is(err, errNoArchive):
+		return im.skip(ctx, name, NoNAR, err)
+	case errors.Is(err, errNoTarget):
+		return im.skip(ctx, name, BadFile, err)
 	case errors.Is(err, chunkstore.ErrTooLarge):
 		return im.skip(ctx, name, TooLarge, err)
 	case errors.Is(err, chunkstore.ErrConflict): // somebody has put another one meanwhile

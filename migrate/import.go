@@ -23,8 +23,8 @@ import (
 
 // Options are the settings of an import. Zero values mean the defaults.
 type Options struct {
-	// Paths calls fn with the hash part of each path to import. Nil is for all that the
-	// source has, which must be an upstream.Lister.
+	// Paths calls fn with the hash part of each path to import, or the name of another file
+	// (see IsFile). Nil is for all that the source has, which must be an upstream.Lister.
 	Paths func(ctx context.Context, fn func(hashPart string) error) error `json:"-"`
 	// Closure has what those refer to imported as well, and so on.
 	Closure bool `json:"closure"`
@@ -42,6 +42,10 @@ type Options struct {
 	SigningKeys []narinfo.PrivateKey `json:"-"`
 	// NoFiles leaves out listings, logs, realisations and debug information.
 	NoFiles bool `json:"no_files"`
+	// WithFiles imports the listing and the log of each imported path, if the source has them,
+	// which takes two requests for each. It is for sources that cannot be listed, or are not:
+	// those with Paths.
+	WithFiles bool `json:"with_files"`
 	// MaxFile is the size of the largest of these, in bytes; default 64 MiB.
 	MaxFile int64 `json:"max_file"`
 	// Jobs is the number of paths that are worked on at a time; default 16.

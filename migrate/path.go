@@ -16,9 +16,12 @@ import (
 	"github.com/dedupd/dedupd/upstream"
 )
 
-// path imports one path, and returns what it refers to. An error is one after which
-// nothing can be imported any more.
+// path imports one path, and returns what it refers to, or another file. An error is one after
+// which nothing can be imported any more.
 func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StorePath, error) {
+	if IsFile(hashPart) {
+		return nil, im.file(ctx, hashPart)
+	}
 	im.progress.paths.Add(1)
 	have, err := im.have(ctx, hashPart)
 	if err != nil {
@@ -52,7 +55,10 @@ func (im *importer) path(ctx context.Context, hashPart string) ([]narinfo.StoreP
 	} else if err != nil {
 		return nil, err
 	}
-	return info.References, im.publish(ctx, info, have == nil)
+	if err := im.publish(ctx, info, have == nil); err != nil || have != nil || !im.opts.WithFiles || im.opts.Paths == nil {
+		return info.References, err
+	}
+	return info.References, im.filesOf(ctx, info)
 }
 
 // publish makes a path visible whose NAR is there; one that is not fresh gets what signatures

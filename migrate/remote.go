@@ -144,7 +144,7 @@ func every(interval time.Duration, fn func()) (stop func()) {
 func readHashParts(r io.Reader, fn func(string) error) error {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		if !narinfo.IsHashPart(lines.Text()) {
+		if !narinfo.IsHashPart(lines.Text()) && !IsFile(lines.Text()) {
 			return fmt.Errorf("%q is not the hash part of a store path", lines.Text())
 		}
 		if err := fn(lines.Text()); err != nil {

@@ -46,6 +46,9 @@ func (im *importer) look(paths list) list {
 			return listOf(waiting)(ctx, fn)
 		}
 		err := paths(ctx, func(hashPart string) error {
+			if IsFile(hashPart) {
+				return fn(hashPart)
+			}
 			if waiting = append(waiting, hashPart); len(waiting) < maxLook {
 				return nil
 			}

@@ -29,16 +29,17 @@ import (
 
 // importFlags are the flags of import.
 type importFlags struct {
-	paths, skipped, only    string
-	since                   string
-	closureOf               []string
-	keys                    []string
-	source                  importSource
-	jobs                    int
-	noFiles, dryRun, asJSON bool
-	sign                    bool
-	stdin                   io.Reader // the stream that is imported, if it is that
-	to                      pushFlags // the gateway that is imported into, if that is not the store
+	paths, skipped, only string
+	since                string
+	closureOf            []string
+	keys                 []string
+	source               importSource
+	jobs                 int
+	noFiles, withFiles   bool
+	dryRun, asJSON       bool
+	sign                 bool
+	stdin                io.Reader // the stream that is imported, if it is that
+	to                   pushFlags // the gateway that is imported into, if that is not the store
 }
 
 func importCommand() *cobra.Command {
@@ -76,6 +77,8 @@ func importCommand() *cobra.Command {
 	flags.StringVar(&f.to.to, "to", "", "URL of a gateway to import into, instead of the store")
 	flags.StringVar(&f.to.tokenFile, "token-file", os.Getenv("DEDUPD_TOKEN_FILE"), "file with the token that the gateway asks for (DEDUPD_TOKEN_FILE)")
 	flags.BoolVar(&f.noFiles, "no-files", false, "leave out listings, logs, debug information and realisations")
+	flags.BoolVar(&f.withFiles, "with-files", false, "with --paths or --closure-of, ask for the listing and the log of each path, which takes two requests more")
+	cmd.MarkFlagsMutuallyExclusive("no-files", "with-files")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only look what is missing")
 	flags.BoolVar(&f.asJSON, "json", false, "write a report in JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -135,7 +138,7 @@ func (f *importFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	if err != nil {
 		return err
 	}
-	opts.Sign, opts.NoFiles, opts.MaxFile, opts.DryRun = f.sign, f.noFiles, int64(s.MaxFile), f.dryRun
+	opts.Sign, opts.NoFiles, opts.WithFiles, opts.MaxFile, opts.DryRun = f.sign, f.noFiles, f.withFiles, int64(s.MaxFile), f.dryRun
 	if from == "-" {
 		f.stdin = cmd.InOrStdin()
 		if f.source != (importSource{URL: from}) || f.paths != "" || len(f.closureOf) > 0 || len(f.keys) > 0 || f.since != "" {
@@ -391,7 +394,8 @@ func (f *importFlags) wanted(stdin io.Reader) func(context.Context, func(string)
 	}
 }
 
-// readPaths calls fn with the hash part of what the first word of each line names.
+// readPaths calls fn with the hash part of the path that the first word of each line names,
+// or with that word if it is another file, as in what was left out.
 func readPaths(r io.Reader, fn func(string) error) error {
 	lines := bufio.NewScanner(r)
 	for n := 1; lines.Scan(); n++ {
@@ -399,11 +403,14 @@ func readPaths(r io.Reader, fn func(string) error) error {
 		if len(words) == 0 {
 			continue
 		}
-		h, err := hashPart(words[0])
-		if err != nil {
-			return fmt.Errorf("paths, line %d: %w", n, err)
+		item := words[0]
+		if !migrate.IsFile(item) {
+			var err error
+			if item, err = hashPart(item); err != nil {
+				return fmt.Errorf("paths, line %d: %w", n, err)
+			}
 		}
-		if err := fn(h); err != nil {
+		if err := fn(item); err != nil {
 			return err
 		}
 	}

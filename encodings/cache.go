@@ -128,6 +128,7 @@ type entry struct {
 	queued    bool      // to be encoded
 	useless   bool      // to encode: it fails, or is not smaller
 
+	uses    int          // that are not closed
 	running [2]int       // downloads by Form
 	ended   [2]time.Time // the last of them
 }
@@ -205,6 +206,7 @@ func (c *Cache) Use(name string) *Use {
 	defer c.mu.Unlock()
 	e := c.entry(name)
 	e.used = time.Now()
+	e.uses++
 	u := &Use{c: c, e: e, sent: Unknown}
 	if e.file != nil {
 		var err error
@@ -249,7 +251,7 @@ func (c *Cache) age() {
 	c.aged = time.Now()
 	for k, e := range c.entries {
 		e.downloads /= 2
-		if e.downloads == 0 && e.state == absent && e.running == [2]int{} && !e.queued {
+		if e.downloads == 0 && e.state == absent && e.uses == 0 && !e.queued {
 			delete(c.entries, k)
 		}
 	}
@@ -302,12 +304,13 @@ func (u *Use) Close() {
 	if u.open != nil {
 		u.open.Close()
 	}
-	if u.sent == Unknown {
-		return
-	}
 	c := u.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	u.e.uses--
+	if u.sent == Unknown {
+		return
+	}
 	u.e.running[u.sent]--
 	u.e.ended[u.sent] = time.Now()
 	if u.sent == Encoded {

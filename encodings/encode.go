@@ -44,7 +44,7 @@ func (c *Cache) encodeAll(ctx context.Context) {
 			e := j.entry
 			e.queued = false
 			c.stats.Waiting--
-			if err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errNoRoom) {
 				e.downloads = 0 // until as many have asked for it again
 				e.useless = errors.Is(err, errTooLarge) || errors.Is(err, ErrNoEncoder)
 				c.stats.Failures++

@@ -185,7 +185,7 @@ func (e *estimator) downloads() Estimate {
 		unseen += blind
 		variance += spread * blind * blind
 	}
-	return interval(total, math.Sqrt(variance+common*unseen*unseen), degrees).times(e.pop.scale())
+	return interval(total, math.Sqrt(variance+common*unseen*unseen), degrees).times(e.pop.scale)
 }
 
 func interval(value, sd float64, degrees int) Estimate {
@@ -249,7 +249,7 @@ func (e *estimator) shared(total float64) (factor, doubt float64) {
 	grown := math.Pow(doubling, math.Log2(max(1, total/max(1, sampled))))
 	doubt = (1 - grown) / 2
 	factor = left * grown
-	if scale := e.pop.scale(); scale > 1 {
+	if scale := e.pop.scale; scale > 1 {
 		_, doubling := e.census.nars.growth()
 		grown := math.Pow(doubling, math.Log2(scale))
 		doubt += (1 - grown) / 2

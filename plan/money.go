@@ -125,15 +125,53 @@ func paysAfter(growth, once float64, now, before func(grown float64) float64) in
 	return 0
 }
 
-// best is the cheapest offer of a way over three years, nil if there is none. Providers
-// that take nothing for storage are nobody's.
-func (r *Report) best(way Way) *Offer {
-	var best *Offer
-	least := math.Inf(1)
+// A Place is a provider with what it offers.
+type Place struct {
+	Provider string
+	Now      bool   // the cache is there
+	Plain    *Offer // what it costs there as it is
+	Chunks   *Offer
+	Packs    *Offer
+}
+
+// Places are the providers.
+func (r *Report) Places() (places []Place) {
 	for i := range r.Offers {
 		o := &r.Offers[i]
-		if cost := o.Once + 36*o.Month.Total(); o.Way == way && o.Month.Storage > 0 && cost < least {
-			best, least = o, cost
+		if len(places) == 0 || places[len(places)-1].Provider != o.Provider {
+			places = append(places, Place{Provider: o.Provider})
+		}
+		p := &places[len(places)-1]
+		switch o.Way {
+		case Leave:
+			p.Plain, p.Now = o, true
+		case Copy:
+			p.Plain = o
+		case Chunks:
+			p.Chunks = o
+		case Packs:
+			p.Packs = o
+		}
+	}
+	return places
+}
+
+// Here is the provider that the cache is at, and Best the one at which dedupd costs least in
+// three years.
+func (r *Report) Here() (here Place) {
+	for _, p := range r.Places() {
+		if p.Now {
+			here = p
+		}
+	}
+	return here
+}
+
+func (r *Report) Best() (best Place) {
+	least := math.Inf(1)
+	for _, p := range r.Places() {
+		if cost := p.Packs.Once + 36*p.Packs.Month.Total(); cost < least {
+			best, least = p, cost
 		}
 	}
 	return best

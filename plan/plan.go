@@ -209,7 +209,7 @@ func (p *planner) readNarinfos(ctx context.Context, progress *migrate.Progress) 
 		if err != nil {
 			return nil, nil, err
 		}
-		rec.pop.listed = listed
+		rec.pop.scale = float64(listed) / float64(max(len(paths), 1))
 		opts.Paths = func(_ context.Context, fn func(string) error) error {
 			for _, path := range paths {
 				rec.mu.Lock()

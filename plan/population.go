@@ -16,8 +16,8 @@ type population struct {
 	nars     []*nar
 	byHash   map[chunkstore.Hash]*nar
 	lineages [][]*nar // in order, see seal
-	listed   int64    // paths that the source has, if only some were read
 	paths    int64    // that were read
+	scale    float64  // paths of the source for each of which the narinfo was asked for
 }
 
 // A nar is one of a cache, with the first path that has it.
@@ -42,7 +42,7 @@ const (
 	rebuild             // the part that its edition does not have
 )
 
-func newPopulation() *population { return &population{byHash: map[chunkstore.Hash]*nar{}} }
+func newPopulation() *population { return &population{byHash: map[chunkstore.Hash]*nar{}, scale: 1} }
 
 // add notes the NAR of info, whose file has so many bytes, 0 if that is not known.
 func (p *population) add(info *narinfo.NarInfo, file int64, date time.Time) {
@@ -83,9 +83,6 @@ func (p *population) seal() {
 		}
 		n.lineage = len(p.lineages) - 1
 		p.lineages[n.lineage] = append(p.lineages[n.lineage], n)
-	}
-	if p.listed <= p.paths {
-		p.listed = 0
 	}
 }
 
@@ -128,14 +125,6 @@ func (p *population) fileBytes() (n int64) {
 		n += nar.file
 	}
 	return n
-}
-
-// scale is how many paths there are for each that was read.
-func (p *population) scale() float64 {
-	if p.listed == 0 {
-		return 1
-	}
-	return float64(p.listed) / float64(p.paths)
 }
 
 // tightness is the logarithm of how many bytes of NAR a byte of its file has.

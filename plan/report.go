@@ -76,10 +76,10 @@ const (
 
 func (p *planner) report(pop *population, c *census) *Report {
 	e := newEstimator(pop, c)
-	scale := pop.scale()
+	scale := pop.scale
 	whole := func(n int64) int64 { return int64(math.Round(float64(n) * scale)) }
 	r := &Report{
-		Paths: max(pop.listed, pop.paths), Read: pop.paths, NARs: whole(int64(len(pop.nars))), FileBytes: whole(pop.fileBytes()),
+		Paths: whole(pop.paths), Read: pop.paths, NARs: whole(int64(len(pop.nars))), FileBytes: whole(pop.fileBytes()),
 		Sample:   Sample{NARs: int64(len(c.measured)), Asked: int64(c.asked), FileBytes: c.report.ReadBytes, Seconds: c.report.Seconds},
 		Provider: p.Money.Provider, Egress: p.Money.Egress, Growth: p.Money.Growth, Skipped: c.report.Skipped,
 	}
@@ -114,7 +114,7 @@ func (c *census) chunkRate() (perByte, perNAR float64) {
 // groups adds up what belongs together.
 func (r *Report) groups(e *estimator, factor float64) {
 	years, packages := map[string]*Group{}, map[string]*Group{}
-	scale := e.pop.scale()
+	scale := e.pop.scale
 	add := func(groups map[string]*Group, name string, n *nar) {
 		g := groups[name]
 		if g == nil {

@@ -17,7 +17,6 @@ type unit struct {
 // A sample are NARs to be measured.
 type sample struct {
 	units    []unit
-	of       int // units in the population
 	rebuilds []rebuilt
 }
 
@@ -30,14 +29,17 @@ const rebuildShare = 0.1
 // choose draws a sample of about so many bytes of files. It is never empty.
 func (p *population) choose(budget int64, random *rand.Rand) *sample {
 	units := p.units(budget / 5)
-	var rebuilds int64
+	var rebuilds, editions int64
 	for _, n := range p.nars {
 		if n.kind == rebuild {
 			rebuilds += n.file
 		}
 	}
-	left := min(int64(rebuildShare*float64(budget)), rebuilds)
-	s := &sample{units: draw(units, budget-left, random), of: len(units)}
+	for _, u := range units {
+		editions += u.bytes
+	}
+	left := min(max(int64(rebuildShare*float64(budget)), budget-editions), rebuilds)
+	s := &sample{units: draw(units, budget-left, random)}
 	var candidates []rebuilt
 	for _, u := range s.units {
 		candidates = append(candidates, u.rebuilds...)

@@ -65,26 +65,25 @@ func (r *Report) writeOffers(w io.Writer) {
 	}
 	fmt.Fprintf(w, "; it grows by %.0f %% a year\n", 100*r.Growth)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "provider\tway\tstorage\tegress\ta month\tonce\tpays after")
-	for _, o := range r.Offers {
-		c := o.Month
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t", o.Provider, o.Way, chart.Dollars(c.Storage), chart.Dollars(c.Egress), chart.Dollars(c.Total()))
-		if o.Way == Leave {
-			fmt.Fprintln(tw, "\t")
-			continue
+	fmt.Fprintln(tw, "dollars a month\tas it is\tobject a chunk\tdedupd\tof it egress\tmoving\tpays")
+	for _, p := range r.Places() {
+		name := p.Provider
+		if p.Now {
+			name += " (today)"
 		}
-		fmt.Fprintf(tw, "%s\t%s\n", chart.Dollars(o.Once), o.pays())
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, chart.Dollars(p.Plain.Month.Total()), chart.Dollars(p.Chunks.Month.Total()),
+			chart.Dollars(p.Packs.Month.Total()), chart.Dollars(p.Packs.Month.Egress), chart.Dollars(p.Packs.Once), p.Packs.Pays())
 	}
 	tw.Flush()
 }
 
-// pays says from when on an offer is cheaper than leaving the cache where it is.
-func (o *Offer) pays() string {
+// Pays says from when on an offer is cheaper than leaving the cache where it is.
+func (o *Offer) Pays() string {
 	switch o.PaysAfter {
 	case 0:
 		return "never"
 	case 1:
-		return "1 month"
+		return "after 1 month"
 	}
-	return fmt.Sprintf("%d months", o.PaysAfter)
+	return fmt.Sprintf("after %d months", o.PaysAfter)
 }

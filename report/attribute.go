@@ -236,7 +236,7 @@ func ratio(a, b int64) float64 {
 	return math.Round(1000*float64(a)/float64(b)) / 1000
 }
 
-// top is a list of the first packages by some order.
+// top is a list of the first packages by some order, among equals the largest first.
 type top struct {
 	list []Package
 	max  int
@@ -251,7 +251,7 @@ func (t *top) add(p *Package) {
 		case t.less(p, &e):
 			return 1
 		}
-		return cmp.Compare(e.Name, p.Name)
+		return cmp.Or(cmp.Compare(p.NARBytes, e.NARBytes), cmp.Compare(e.Name, p.Name))
 	})
 	if i >= t.max {
 		return

@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"html/template"
 	"io"
+	"strings"
 
 	"github.com/dedupd/dedupd/chart"
 	"github.com/dedupd/dedupd/site"
@@ -104,7 +105,8 @@ func (l packageList) Chart() template.HTML {
 func (r htmlReport) ClosureChart() template.HTML {
 	c := chart.Bars{Title: "Chart of what is stored for each closure; the table has the numbers", Parts: []string{"its own", "shared with other paths"}, Format: chart.Bytes}
 	for _, l := range r.Closures[:min(len(r.Closures), maxBars)] {
-		c.Bars = append(c.Bars, chart.Bar{Label: l.Path, Values: []float64{float64(l.Own), float64(l.Shared)}})
+		hash, name, _ := strings.Cut(l.Path, "-")
+		c.Bars = append(c.Bars, chart.Bar{Label: name + " " + hash[:min(len(hash), 6)], Values: []float64{float64(l.Own), float64(l.Shared)}})
 	}
 	return c.HTML()
 }

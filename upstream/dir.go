@@ -46,11 +46,11 @@ func (d *Dir) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, e
 
 // NAR implements Source.
 func (d *Dir) NAR(_ context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
-	u, err := url.Parse(info.URL)
-	if err != nil || u.IsAbs() || u.Host != "" {
-		return nil, 0, fmt.Errorf("NAR of %s in %s: %w: the URL %q is not in it", info.StorePath, d.Name(), ErrNotFound, info.URL)
+	name, err := narFile(info)
+	if err != nil {
+		return nil, 0, fmt.Errorf("NAR of %s in %s: %w", info.StorePath, d.Name(), err)
 	}
-	f, size, err := d.open(u.Path)
+	f, size, err := d.open(name)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -59,6 +59,16 @@ func (d *Dir) NAR(_ context.Context, info *narinfo.NarInfo, off int64) (io.ReadC
 		return nil, 0, err
 	}
 	return &wholeFile{f, off, size}, size, nil
+}
+
+// narFile returns the name of the NAR of info in a cache that may be a copy: of an absolute
+// URL the path, since the server that it names has served the same files.
+func narFile(info *narinfo.NarInfo) (string, error) {
+	u, err := url.Parse(info.URL)
+	if err != nil || u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https" || u.Opaque != "" {
+		return "", fmt.Errorf("%w: the URL %q is not in it", ErrNotFound, info.URL)
+	}
+	return strings.TrimPrefix(u.Path, "/"), nil
 }
 
 // File implements Source.

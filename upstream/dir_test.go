@@ -42,7 +42,7 @@ func TestDir(t *testing.T) {
 	}
 	for url, want := range map[string]string{
 		"nar/x.nar": "456789", "nar/x.nar?hash=y": "456789", "/nar/x.nar": "456789", "../outside": "", "nar": "", "nar/y.nar": "",
-		"file:///etc/passwd": "", "http://example.com/x": "",
+		"file:///etc/passwd": "", "http://example.com/x": "", "https://cache.example/nar/x.nar": "456789",
 	} {
 		body, size, err := d.NAR(t.Context(), &narinfo.NarInfo{URL: url}, 4)
 		if (err == nil) != (want != "") {

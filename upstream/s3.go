@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -57,11 +55,11 @@ func (s *S3) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarInfo, er
 
 // NAR implements Source.
 func (s *S3) NAR(ctx context.Context, info *narinfo.NarInfo, off int64) (io.ReadCloser, int64, error) {
-	u, err := url.Parse(info.URL)
-	if err != nil || u.IsAbs() || u.Host != "" {
-		return nil, 0, fmt.Errorf("NAR of %s in %s: %w: the URL %q is not in it", info.StorePath, s.Name(), ErrNotFound, info.URL)
+	name, err := narFile(info)
+	if err != nil {
+		return nil, 0, fmt.Errorf("NAR of %s in %s: %w", info.StorePath, s.Name(), err)
 	}
-	o, err := s.open(ctx, strings.TrimPrefix(u.Path, "/"), off)
+	o, err := s.open(ctx, name, off)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/dedupd/dedupd/bucket/s3test"
+	"github.com/dedupd/dedupd/compression"
+	"github.com/dedupd/dedupd/narinfo"
+)
+
+// realCaches returns the directories of the real caches, which are beside the checkout.
+func realCaches(t *testing.T) []string {
+	t.Helper()
+	const real = "../../../shared/corpus/real"
+	dirs, err := filepath.Glob(real + "/*/nix-cache-info")
+	if err != nil || len(dirs) == 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s is missing", real)
+		}
+		t.Skipf("%s is missing", real)
+	}
+	for i := range dirs {
+		dirs[i] = filepath.Dir(dirs[i])
+	}
+	return dirs
+}
+
+// sources are the ways to a cache in a directory. Each returns the arguments of import, and
+// what has the source see that the directory has changed.
+var sources = []struct {
+	name string
+	open func(t *testing.T, dir string) (args []string, changed func())
+}{
+	{"directory", func(t *testing.T, dir string) ([]string, func()) { return []string{"file://" + dir}, func() {} }},
+	{"nginx", func(t *testing.T, dir string) ([]string, func()) {
+		url := nginxServes(t, dir)
+		names, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list strings.Builder
+		for _, name := range names {
+			fmt.Fprintln(&list, strings.TrimSuffix(filepath.Base(name), ".narinfo"))
+		}
+		file := filepath.Join(t.TempDir(), "paths")
+		if err := os.WriteFile(file, []byte(list.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return []string{url, "--with-files", "--paths", file}, func() {}
+	}},
+	{"S3", func(t *testing.T, dir string) ([]string, func()) {
+		s := s3test.Start(t, "minio")
+		url := s.NewBucket(t, "cache")
+		upload(t, s, dir)
+		return []string{url}, func() { upload(t, s, dir) }
+	}},
+}
+
+// nginxServes has nginx serve the files of a directory, as an old cache may be served.
+func nginxServes(t *testing.T, dir string) (url string) {
+	t.Helper()
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	needs(t, "nginx")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	user, own := "", t.TempDir()
+	if os.Geteuid() == 0 {
+		user = "user root;"
+	}
+	config := fmt.Sprintf("daemon off; %s\npid %[2]s/pid; error_log %[2]s/error;\nevents {}\nhttp {\naccess_log off;\n", user, own)
+	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		config += fmt.Sprintf("%s_temp_path %s/%s;\n", kind, own, kind)
+	}
+	config += fmt.Sprintf("server { listen %s; root %s; }\n}\n", addr, dir)
+	file := filepath.Join(own, "nginx.conf")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("nginx", "-c", file, "-e", filepath.Join(own, "error"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return "http://" + addr
+		} else if time.Now().After(deadline) {
+			t.Fatalf("nginx does not start: %v", err)
+		}
+	}
+}
+
+// upload puts the files of a directory into the bucket.
+func upload(t *testing.T, s *s3test.Server, dir string) {
+	t.Helper()
+	client := s.Client(t)
+	err := fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		_, err = client.FPutObject(t.Context(), "cache", s3test.Prefix+"/"+name, filepath.Join(dir, name), minio.PutObjectOptions{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantServed gets each path as a new client does, and as one that remembers the old narinfo.
+func (p *process) wantServed(t *testing.T, infos []*narinfo.NarInfo) {
+	t.Helper()
+	for _, info := range infos {
+		got, err := narinfo.Parse([]byte(p.get(t, "/"+info.StorePath.HashPart()+".narinfo")), "/nix/store")
+		if err != nil {
+			t.Errorf("%s: %v", info.StorePath, err)
+			continue
+		}
+		if got.Fingerprint("/nix/store") != info.Fingerprint("/nix/store") || !slices.Equal(got.Sigs, info.Sigs) || got.Deriver != info.Deriver || got.CA != info.CA {
+			t.Errorf("got %+v, want %+v", got, info)
+		}
+		p.wantNAR(t, got.URL, got)
+		if info.Compression != "bzip2" {
+			p.wantNAR(t, regexp.MustCompile(`^(https?://[^/]*)?/`).ReplaceAllString(info.URL, ""), info)
+		}
+	}
+}
+
+// wantNAR gets the NAR of info at a name of the cache.
+func (p *process) wantNAR(t *testing.T, name string, info *narinfo.NarInfo) {
+	t.Helper()
+	file := p.get(t, "/"+name)
+	head := []byte(file[:min(len(file), compression.HeaderSize)])
+	need, err := compression.Memory(compression.Type(info.Compression), head)
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	r, err := compression.NewReader(compression.Type(info.Compression), strings.NewReader(file), compression.Limits{MaxMemory: need})
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	defer r.Close()
+	hash := sha256.New()
+	var nar bytes.Buffer
+	if _, err := nar.ReadFrom(r); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	hash.Write(nar.Bytes())
+	if [32]byte(hash.Sum(nil)) != info.NarHash {
+		t.Errorf("%s is another NAR than that of %s", name, info.StorePath)
+	}
+}
+
+// TestDamagedCaches imports copies of the real caches in which every kind of thing is wrong
+// that real caches have, from everywhere: what is right is served, what is wrong is named.
+// Then the caches are healed, and what was left out is imported.
+func TestDamagedCaches(t *testing.T) {
+	for _, from := range realCaches(t) {
+		for _, source := range sources {
+			t.Run(filepath.Base(from)+"/"+source.name, func(t *testing.T) {
+				if testing.Short() && source.name != "directory" {
+					t.Skip("long")
+				}
+				t.Setenv("XDG_DATA_HOME", t.TempDir())
+				base := "https://cache.example"
+				if source.name == "nginx" {
+					base = "" // an absolute path, which is where the host has it
+				}
+				d := damage(t, from, base)
+				p := startServer(t)
+				args, changed := source.open(t, d.dir)
+				skipped := filepath.Join(t.TempDir(), "skipped")
+				out, err := dedupd(t, "", append([]string{"import", "--skipped", skipped}, args...)...)
+				if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d things were left out", len(d.wrong))) {
+					t.Errorf("got %s, %v", out, err)
+				}
+				if !strings.Contains(out, "refer to paths that are not here") {
+					t.Errorf("nothing is said of closures that are not complete: %s", out)
+				}
+				text, err := os.ReadFile(skipped)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := map[string]string{}
+				for line := range strings.Lines(string(text)) {
+					fields := strings.Split(line, "\t")
+					got[fields[0]] = fields[1]
+				}
+				for name, reason := range d.wrong {
+					if got[name] != reason {
+						t.Errorf("%s is left out for %q, want %q", name, got[name], reason)
+					}
+					if resp, err := http.Get(p.url + "/" + name[:narinfo.HashPartLen] + ".narinfo"); err != nil || resp.StatusCode != 404 {
+						t.Errorf("%s: got %v, %v", name, resp, err)
+					} else {
+						resp.Body.Close()
+					}
+				}
+				p.wantServed(t, d.right)
+				for _, name := range d.listings {
+					if text := p.get(t, "/"+name); text != listingText {
+						t.Errorf("%s: got %q", name, text)
+					}
+				}
+
+				d.heal()
+				changed()
+				args[len(args)-1] = map[bool]string{true: skipped, false: args[len(args)-1]}[source.name == "nginx"]
+				again := append([]string{"import", "--skipped", skipped}, args...)
+				if source.name != "nginx" {
+					again = append(again, "--paths", skipped)
+				}
+				if out, err := dedupd(t, "", again...); err != nil || !strings.HasPrefix(out, fmt.Sprintf("%d paths: %[1]d imported", len(d.wrong))) {
+					t.Errorf("healed: got %s, %v", out, err)
+				}
+				p.wantServed(t, d.healed)
+			})
+		}
+	}
+}

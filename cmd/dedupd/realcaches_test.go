@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -153,28 +153,30 @@ func (p *process) wantServed(t *testing.T, infos []*narinfo.NarInfo) {
 // wantNAR gets the NAR of info at a name of the cache.
 func (p *process) wantNAR(t *testing.T, name string, info *narinfo.NarInfo) {
 	t.Helper()
-	file := p.get(t, "/"+name)
-	head := []byte(file[:min(len(file), compression.HeaderSize)])
-	need, err := compression.Memory(compression.Type(info.Compression), head)
-	if err != nil {
-		t.Errorf("%s: %v", name, err)
-		return
-	}
-	r, err := compression.NewReader(compression.Type(info.Compression), strings.NewReader(file), compression.Limits{MaxMemory: need})
-	if err != nil {
-		t.Errorf("%s: %v", name, err)
-		return
-	}
-	defer r.Close()
-	hash := sha256.New()
-	var nar bytes.Buffer
-	if _, err := nar.ReadFrom(r); err != nil {
-		t.Errorf("%s: %v", name, err)
-	}
-	hash.Write(nar.Bytes())
-	if [32]byte(hash.Sum(nil)) != info.NarHash {
+	if sha256.Sum256(decodeNAR(t, p.get(t, "/"+name), info.Compression)) != info.NarHash {
 		t.Errorf("%s is another NAR than that of %s", name, info.StorePath)
 	}
+}
+
+// decodeNAR returns the NAR in a file.
+func decodeNAR(t *testing.T, file, typ string) []byte {
+	t.Helper()
+	need, err := compression.Memory(compression.Type(typ), []byte(file[:min(len(file), compression.HeaderSize)]))
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	r, err := compression.NewReader(compression.Type(typ), strings.NewReader(file), compression.Limits{MaxMemory: need})
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer r.Close()
+	nar, err := io.ReadAll(r)
+	if err != nil {
+		t.Error(err)
+	}
+	return nar
 }
 
 // TestDamagedCaches imports copies of the real caches in which every kind of thing is wrong

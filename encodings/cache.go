@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -110,9 +111,9 @@ const (
 type Form uint8
 
 const (
-	Stored Form = iota // the one that is made as it is sent
-	Encoded
-	Unknown
+	Stored  Form = iota // the one that is made as it is sent
+	Encoded             // the file
+	Unknown             // either
 )
 
 // An entry is a name that is asked for, or has a file.
@@ -134,7 +135,7 @@ type entry struct {
 }
 
 const (
-	// maxEntries bounds the names without a file, at some 200 bytes each.
+	// maxEntries bounds the names without a file, at some 300 bytes each.
 	maxEntries = 1 << 16
 	// maxQueue is how many names wait to be encoded. Others are looked at again when they
 	// are asked for again.
@@ -210,11 +211,12 @@ func (c *Cache) Use(name string) *Use {
 	u := &Use{c: c, e: e, sent: Unknown}
 	if e.file != nil {
 		var err error
-		if u.open, err = os.Open(c.dir.path(e.key)); err != nil {
+		if u.open, err = os.Open(c.dir.path(e.key)); err == nil {
+			u.file = e.file
+		} else if errors.Is(err, fs.ErrNotExist) {
 			c.damaged(e, err)
 		}
 	}
-	u.file = e.file
 	switch e.state {
 	case settled:
 		u.Began = Encoded

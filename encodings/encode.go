@@ -74,7 +74,7 @@ func (c *Cache) encode(ctx context.Context, j *job) error {
 	if err := m.finish(j.entry.key); err != nil {
 		return err
 	}
-	if err := j.Verify(io.NewSectionReader(m.out, 0, m.size)); err != nil {
+	if err := j.Verify(untilDone{ctx, io.NewSectionReader(m.out, 0, m.size)}); err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
 	c.disk.Lock()
@@ -93,6 +93,19 @@ func (c *Cache) encode(ctx context.Context, j *job) error {
 	c.stats.Files++
 	c.stats.Bytes += m.size
 	return nil
+}
+
+// untilDone reads while its context has not ended.
+type untilDone struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u untilDone) Read(p []byte) (int, error) {
+	if u.ctx.Err() != nil {
+		return 0, context.Cause(u.ctx)
+	}
+	return u.r.Read(p)
 }
 
 // reserve is makeRoom before anything is done for it.

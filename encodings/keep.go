@@ -64,7 +64,7 @@ func (c *Cache) over(e *entry, f Form) bool {
 // if not, it is tried again. c.disk is held, so that nobody else does this.
 func (c *Cache) step(e *entry) bool {
 	c.mu.Lock()
-	was, removed := e.state, e.removed
+	name, was, removed := e.name, e.state, e.removed
 	c.mu.Unlock()
 	var err error
 	switch {
@@ -76,7 +76,7 @@ func (c *Cache) step(e *entry) bool {
 		err = c.dir.forget(e.key)
 	}
 	if err != nil {
-		c.opts.Log.Warn("a file of an old name cannot be renamed or removed", "name", e.name, "err", err)
+		c.opts.Log.Warn("a file of an old name cannot be renamed or removed", "name", name, "err", err)
 		return false
 	}
 	c.mu.Lock()

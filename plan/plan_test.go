@@ -57,7 +57,7 @@ func (m *maker) write(name string, data []byte) {
 
 // file makes a file of lines of which a part has been seen before.
 func (m *maker) file() []byte {
-	size := int(20e3 * math.Exp(2.5*m.random.Float64()))
+	size := int(10e3 * math.Exp(2.5*m.random.Float64()))
 	words := 50 << m.random.IntN(8)
 	var b bytes.Buffer
 	for b.Len() < size {
@@ -112,7 +112,7 @@ func (m *maker) packages(n int) {
 			if version > 0 {
 				files[m.random.IntN(3)] = m.file()
 			}
-			for range 1 + m.random.IntN(3) {
+			for range 1 + m.random.IntN(2) {
 				m.add(fmt.Sprintf("package%c%c-%d.0", 'a'+i/26, 'a'+i%26, version), files)
 			}
 		}
@@ -128,7 +128,7 @@ func options(t *testing.T) Options {
 
 func TestMake(t *testing.T) {
 	m := newMaker(t, 1)
-	m.packages(40)
+	m.packages(30)
 	source := dirs(m.dir)
 	im := importAll(t, source)
 	t.Run("samples", func(t *testing.T) { im.check(t, 0.25, 40) })
@@ -220,7 +220,7 @@ func look(t *testing.T, r *Report) {
 
 func TestDamagedSource(t *testing.T) {
 	m := newMaker(t, 2)
-	m.packages(6)
+	m.packages(3)
 	gone := m.add("gone-1", [][]byte{m.file()})
 	if err := os.Remove(filepath.Join(m.dir, gone.URL)); err != nil {
 		t.Fatal(err)

@@ -74,6 +74,7 @@ var benchmarks = []struct {
 	{"load", "readers, uploads and downloads at once: no error, bounded memory", load},
 	{"latency", "p99 of narinfos while 16 clients upload, against idle", latency},
 	{"cold", "downloads from MinIO: requests, speed against one object, memory", cold},
+	{"plan", "dedupd plan of all generations at a sample of 20 %, against importing them", plans},
 	{"scrub", "reading and proving everything stored, against the disk and zstd", scrub},
 }
 

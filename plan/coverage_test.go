@@ -195,10 +195,11 @@ func (im *imported) check(t *testing.T, share float64, seeds int) {
 	}
 }
 
-// TestCoverage draws many samples of whole caches. docs/benchmarks.md has what it says.
+// TestCoverage draws many samples of whole caches, which takes minutes. docs/benchmarks.md has
+// what it says.
 func TestCoverage(t *testing.T) {
-	if testing.Short() {
-		t.Skip("imports whole caches")
+	if os.Getenv("DEDUPD_PLAN_COVERAGE") == "" {
+		t.Skip("set DEDUPD_PLAN_COVERAGE to draw samples of whole caches")
 	}
 	caches := map[string][]string{}
 	if real, _ := filepath.Glob("../../shared/corpus/real/*"); len(real) > 0 {

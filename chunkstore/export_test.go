@@ -73,3 +73,5 @@ func (s *Store) ScrubRound(ctx context.Context) (*ScrubRound, error) {
 	}
 	return status.Last, nil
 }
+
+var WriteBenchPacks = writeBenchPacks

@@ -74,6 +74,9 @@ func (r *Report) samples() (some []site.Sample) {
 	return some
 }
 
+// RequestText says what was asked of the bucket.
+func (r htmlReport) RequestText() string { return r.requests() }
+
 // Lists are the lists of packages.
 func (r htmlReport) Lists() []packageList { return r.lists() }
 
@@ -81,7 +84,7 @@ const maxBars = 12
 
 // Chart shows what the list is sorted by.
 func (l packageList) Chart() template.HTML {
-	c := chart.Bars{Title: "Chart of the " + l.Title + "; the table has the numbers"}
+	c := chart.Bars{Title: "Chart of packages: " + l.Title + "; the table has the numbers"}
 	if l.byDedup {
 		c.Format = times
 	} else {

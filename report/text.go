@@ -28,9 +28,12 @@ func (r *Report) WriteText(w io.Writer) error {
 		row("estimated", fmt.Sprintf("from %s chunks, one of %s: what NARs take is right to ±%s at 95 %% confidence",
 			chart.Count(s.Chunks), chart.Count(s.OneOf), chart.Percent(s.Error, r.UsedBytes)))
 	}
+	if text := r.requests(); text != "" {
+		row("requests so far", text)
+	}
 	if n := len(r.History); n > 1 {
 		row()
-		row("over time", "store paths", "NARs", "stored", "NARs to stored")
+		row("Over time", "store paths", "NARs", "stored", "NARs to stored")
 		for _, s := range r.samples() {
 			row(s.Time.Format("2006-01-02 15:04"), chart.Count(s.Paths), chart.Size(s.NARs), chart.Size(s.Stored), chart.Times(s.NARs, s.Stored))
 		}
@@ -44,7 +47,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	if len(r.Closures) > 0 {
 		row()
-		row("closure of", "paths", "missing", "NARs", "download", "stored, alone", "free without it", "shared with others")
+		row("Closure of", "paths", "missing", "NARs", "download", "stored, alone", "free without it", "shared with others")
 		for _, c := range r.Closures {
 			row(c.Path, chart.Count(c.Paths), chart.Count(c.Missing), chart.Size(c.NARBytes), chart.Size(c.WireBytes), size(c.Alone, c.Error), chart.Size(c.Own), chart.Size(c.Shared))
 		}
@@ -53,6 +56,17 @@ func (r *Report) WriteText(w io.Writer) error {
 		return err
 	}
 	return r.Cost.WriteText(w)
+}
+
+// requests says what was asked of the bucket, and what it would have been otherwise; "" if
+// nobody has counted.
+func (r *Report) requests() string {
+	if r.Store.Requests == nil {
+		return ""
+	}
+	t := r.Store.Requests.Total
+	return fmt.Sprintf("%s PUT, %s LIST, %s GET and HEAD; a plain cache would have taken %s PUT, one with an object for each chunk %s",
+		chart.Count(int64(t.Put)), chart.Count(int64(t.List)), chart.Count(int64(t.Get+t.Head)), chart.Count(2*r.Store.StorePaths), chart.Count(r.Store.Chunks))
 }
 
 // recordBytes are stored beside chunks.
@@ -79,9 +93,9 @@ type packageList struct {
 
 func (r *Report) lists() (lists []packageList) {
 	for _, l := range []packageList{
-		{"largest packages", r.Largest, false},
-		{"most deduplicated", r.MostDeduplicated, true},
-		{"least deduplicated", r.LeastDeduplicated, true},
+		{"Largest packages", r.Largest, false},
+		{"Most deduplicated", r.MostDeduplicated, true},
+		{"Least deduplicated", r.LeastDeduplicated, true},
 	} {
 		if len(l.Packages) > 0 {
 			lists = append(lists, l)

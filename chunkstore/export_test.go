@@ -74,4 +74,7 @@ func (s *Store) ScrubRound(ctx context.Context) (*ScrubRound, error) {
 	return status.Last, nil
 }
 
-var WriteBenchPacks = writeBenchPacks
+var (
+	WriteBenchPacks = writeBenchPacks
+	CPUTime         = cpuTime
+)

@@ -25,7 +25,7 @@ func BenchmarkReport(b *testing.B) {
 	defer s.Close(ctx)
 	for _, memory := range []int64{64 << 20, 1 << 20} {
 		b.Run(fmt.Sprintf("memory=%dMiB", memory>>20), func(b *testing.B) {
-			chunks := int64(0)
+			chunks, cpu := int64(0), chunkstore.CPUTime(b)
 			for b.Loop() {
 				r, err := report.Make(ctx, s, report.Options{Memory: memory, TempDir: b.TempDir()})
 				if err != nil {
@@ -34,6 +34,7 @@ func BenchmarkReport(b *testing.B) {
 				chunks += r.Store.Chunks
 			}
 			b.ReportMetric(b.Elapsed().Seconds()*1e6/float64(chunks), "s/Mchunk")
+			b.ReportMetric((chunkstore.CPUTime(b)-cpu).Seconds()*1e6/float64(chunks), "cpu-s/Mchunk")
 		})
 	}
 	b.Run("stats", func(b *testing.B) {

@@ -14,5 +14,5 @@ func Example() {
 	}
 	svg := string(c.HTML())
 	fmt.Println(strings.Count(svg, "<svg"), strings.Contains(svg, chart.Size(65_000_000)), chart.Times(530, 65))
-	// Output: 2 true 8.15 ×
+	// Output: 2 true 8.15 ×
 }

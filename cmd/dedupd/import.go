@@ -201,7 +201,7 @@ func parseSince(text string) (time.Time, error) {
 func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Options) (report *migrate.Report, err error) {
 	ctx, log := cmd.Context(), s.logger(cmd.ErrOrStderr())
 	opts.Warn = log.Warn
-	store, err := s.openStore(ctx, log)
+	store, err := s.openStore(ctx, log, s.inBulk)
 	locked := errors.Is(err, chunkstore.ErrLocked)
 	if err != nil && !locked {
 		return nil, err
@@ -286,6 +286,18 @@ func (f *importFlags) intoGateway(cmd *cobra.Command, s *Settings, opts migrate.
 	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(progress.Counts(), time.Since(begun)) })
 	defer stop()
 	return f.into(ctx, sink, opts, &progress, log)
+}
+
+// inBulk makes larger packs, and has them wait longer, where the settings say nothing of
+// that: each costs a request, and an import that loses its disk can begin again.
+func (s *Settings) inBulk(o *chunkstore.Options) {
+	defaults := defaultSettings()
+	if s.PackSize == defaults.PackSize {
+		o.PackSize = 64 << 20
+	}
+	if s.FlushInterval == defaults.FlushInterval {
+		o.FlushInterval = 10 * time.Minute
+	}
 }
 
 // importHandler has the server import for those who may use its socket.

@@ -56,36 +56,36 @@ func TestKillImport(t *testing.T) {
 	minio.NewBucket(t, "bucket")
 	s3 := s3test.NewProxy(t, minio.Endpoint)
 	dir, bucket := t.TempDir(), minio.URL("bucket", s3.URL)+"&timeout=5s"
-	args := []string{source.proxy.URL, "--paths", source.paths, "--jobs", fmt.Sprint(killJobs), "--bucket", bucket}
+	command := func(dir string, life int, more ...string) *exec.Cmd {
+		// By its user the source knows which import asks.
+		args := []string{source.proxy.URL, "--paths", source.paths, "--jobs", fmt.Sprint(killJobs), "--user", fmt.Sprint(life), "--password-file", source.password}
+		return childCommand(dir, "import", append(args, more...)...)
+	}
 
 	decide := killFaults(rand.New(rand.NewPCG(seed, 1)))
 	s3.Set(func(int64, *http.Request) *s3test.Fault { return decide() })
 	source.fail(killFaults(rand.New(rand.NewPCG(seed, 2))))
-	for n := 0; n < kills; {
-		if source.life++; source.life > 3*kills+10 {
-			t.Fatalf("only %d imports of %d could be killed", n, source.life)
+	life, killed, runs := 0, 0, 0 // imports so far, those that were killed, and those to the end
+	for killed < kills {
+		if life++; life > 3*kills+10 {
+			t.Fatalf("only %d imports of %d could be killed", killed, life)
 		}
-		if source.killImport(t, childCommand(dir, "import", args...), rnd) {
-			n++
-		}
-	}
-	again := 0
-	for life, files := range source.again {
-		again += len(files)
-		if len(files) > killJobs {
-			t.Errorf("after kill %d: %d NARs are fetched again, %d were in flight at most", life, len(files), killJobs)
+		if source.killImport(t, command(dir, life, "--bucket", bucket), rnd) {
+			killed++
 		}
 	}
-	for runs := 1; ; runs++ { // what was left out since the source failed all the time
-		out, err := childCommand(dir, "import", args...).CombinedOutput()
-		if err == nil {
-			t.Logf("%d kills: %d of %d NARs were fetched again; %d imports more to the end", kills, again, len(source.fetched), runs)
+	for { // again for what was left out, since the source failed all the time
+		life++
+		out, err := command(dir, life, "--bucket", bucket).CombinedOutput()
+		if runs++; err == nil {
 			break
 		}
 		if runs == 10 {
 			t.Fatalf("import: %v\n%s", err, out)
 		}
 	}
+	source.checkAgain(t)
+	t.Logf("%d kills, %d imports more to the end", kills, runs)
 
 	s3.Set(nil)
 	source.proxy.Set(nil)
@@ -93,7 +93,7 @@ func TestKillImport(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(calm, "bucket"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := childCommand(calm, "import", args[:len(args)-2]...).CombinedOutput(); err != nil {
+	if out, err := command(calm, 0).CombinedOutput(); err != nil {
 		t.Fatalf("undisturbed import: %v\n%s", err, out)
 	}
 	if out, err := dedupd(t, "", "check", "--read-data", "--bucket", bucket, "--state", filepath.Join(dir, "state")); err != nil {
@@ -122,9 +122,9 @@ func killFaults(rnd *rand.Rand) func() *s3test.Fault {
 
 // A killSource is a cache that remembers who asks for what.
 type killSource struct {
-	proxy *s3test.Proxy
-	paths string // file that names all paths
-	life  int    // number of the import that runs
+	proxy    *s3test.Proxy
+	paths    string // file that names all paths
+	password string // file with one, that nobody asks for
 
 	mu      sync.Mutex
 	asked   chan struct{}               // gets one for each NAR that is asked for
@@ -134,7 +134,7 @@ type killSource struct {
 
 // newKillSource serves a load, two thirds of its NARs in xz.
 func newKillSource(t *testing.T, load *killLoad) *killSource {
-	files := map[string][]byte{"/nix-cache-info": []byte("StoreDir: /nix/store\n")}
+	files := map[string][]byte{"nix-cache-info": []byte("StoreDir: /nix/store\n")}
 	var list strings.Builder
 	for i, p := range load.paths {
 		if info := p.info; info.NarHash[0]%3 > 0 {
@@ -147,15 +147,15 @@ func newKillSource(t *testing.T, load *killLoad) *killSource {
 			hash := sha256.Sum256(file)
 			info.URL, info.Compression = "nar/"+narinfo.EncodeNix32(hash[:])+".nar.xz", "xz"
 			info.FileHash, info.FileSize = narinfo.NewHash(narinfo.SHA256, hash[:]), uint64(len(file))
-			files["/"+info.URL] = file
+			files[info.URL] = file
 		} else {
-			files["/"+info.URL] = p.nar
+			files[info.URL] = p.nar
 		}
-		files[p.url] = load.paths[i].info.Append(nil, "/nix/store")
+		files[p.url[1:]] = load.paths[i].info.Append(nil, "/nix/store")
 		fmt.Fprintln(&list, strings.TrimSuffix(p.url[1:], ".narinfo"))
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		file, ok := files[r.URL.Path]
+		file, ok := files[r.URL.Path[1:]]
 		if !ok {
 			http.NotFound(w, r)
 			return
@@ -164,11 +164,13 @@ func newKillSource(t *testing.T, load *killLoad) *killSource {
 	}))
 	t.Cleanup(server.Close)
 	s := &killSource{
-		proxy: s3test.NewProxy(t, server.URL), paths: filepath.Join(t.TempDir(), "paths"),
+		proxy: s3test.NewProxy(t, server.URL), paths: filepath.Join(t.TempDir(), "paths"), password: filepath.Join(t.TempDir(), "password"),
 		asked: make(chan struct{}, 1e6), fetched: map[string]int{}, again: map[int]map[string]struct{}{},
 	}
-	if err := os.WriteFile(s.paths, []byte(list.String()), 0o644); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{s.paths: list.String(), s.password: "secret\n"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return s
 }
@@ -177,23 +179,39 @@ func newKillSource(t *testing.T, load *killLoad) *killSource {
 func (s *killSource) fail(decide func() *s3test.Fault) {
 	s.proxy.Set(func(_ int64, r *http.Request) *s3test.Fault {
 		fault, name := decide(), r.URL.Path
-		if !strings.HasPrefix(name, "/nar/") {
+		user, _, _ := r.BasicAuth()
+		life, err := strconv.Atoi(user)
+		if err != nil || !strings.HasPrefix(name, "/nar/") {
 			return fault
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if life := s.fetched[name]; life > 0 && life < s.life {
-			if s.again[life] == nil {
-				s.again[life] = map[string]struct{}{}
+		if before := s.fetched[name]; before > 0 && before < life {
+			if s.again[before] == nil {
+				s.again[before] = map[string]struct{}{}
 			}
-			s.again[life][name] = struct{}{}
+			s.again[before][name] = struct{}{}
 		}
 		if fault == nil {
-			s.fetched[name] = s.life
+			s.fetched[name] = life
 		}
 		s.asked <- struct{}{}
 		return fault
 	})
+}
+
+// checkAgain compares the NARs that were fetched again with those that were in flight.
+func (s *killSource) checkAgain(t *testing.T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum, most := 0, 0
+	for _, files := range s.again {
+		sum, most = sum+len(files), max(most, len(files))
+	}
+	t.Logf("of %d NARs %d were fetched again, %d at most after a kill", len(s.fetched), sum, most)
+	if most > killJobs {
+		t.Errorf("after a kill %d NARs are fetched again, %d were in flight at most", most, killJobs)
+	}
 }
 
 // killImport runs an import, and kills it when it has asked for some NARs. It says whether
@@ -211,7 +229,7 @@ func (s *killSource) killImport(t *testing.T, cmd *exec.Cmd, rnd *rand.Rand) boo
 		select {
 		case <-s.asked:
 		case err := <-ended:
-			t.Logf("import %d ended before it was killed: %v\n%s", s.life, err, &out)
+			t.Logf("an import ended before it was killed: %v\n%s", err, &out)
 			return false
 		}
 	}

@@ -123,7 +123,7 @@ func (e *estimator) part(k kind) part {
 	for _, m := range e.census.measured {
 		own += float64(m.own.bytes)
 	}
-	one := own / float64(len(e.census.measured)) // what is known before counts as such a NAR
+	one := max(1, own/float64(len(e.census.measured))) // what is known before counts as such a NAR
 	sum, added, squares := one, priorAdded[k]*one, one*one
 	for _, m := range e.census.measured {
 		if m.kind == k && m.placed {
@@ -159,9 +159,11 @@ func (e *estimator) spread(r *ratio) (spread, common float64, degrees int) {
 		squares += s.predicted * s.predicted
 		errors += (s.value - s.predicted) * (s.value - s.predicted)
 	}
-	n := float64(len(lineages))
 	degrees = priorLineages + max(len(lineages)-2, 0)
-	spread = (priorLineages*r.prior*r.prior + n*errors/squares) / float64(degrees)
+	if squares == 0 { // all is too small for chunks
+		return r.prior * r.prior, r.prior * r.prior, degrees
+	}
+	spread = (priorLineages*r.prior*r.prior + float64(len(lineages))*errors/squares) / float64(degrees)
 	return spread, spread * squares / (sum * sum), degrees
 }
 

@@ -157,6 +157,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
+      path = [ pkgs.xz ]; # decodes faster than Go does
       environment = {
         DEDUPD_CONFIG = "${file}";
         XDG_DATA_HOME = "/var/lib"; # where a key is made if there is none
@@ -176,6 +177,7 @@ in
         UMask = "0077";
         TimeoutStartSec = "infinity";
         TimeoutStopSec = "90s";
+        KillMode = "mixed";
         Restart = "on-failure";
         RestartSec = "2s";
         LimitNOFILE = 65536;

@@ -24,7 +24,7 @@ type damaged struct {
 	right    []*narinfo.NarInfo // as their narinfos are now
 	wrong    map[string]string  // the reason, by base name of the path, or hash part if its narinfo is wrong
 	healed   []*narinfo.NarInfo // of those that are wrong, as they should be
-	listings []string           // that have lost their Content-Encoding
+	listings []string           // in brotli
 }
 
 const listingText = `{"root":{"type":"directory","entries":{}},"version":1}`
@@ -176,7 +176,7 @@ func (d *damaged) encode(info *narinfo.NarInfo, program string) {
 	}
 }
 
-// listing writes the listing of a path, in brotli; no server will say so.
+// listing writes the listing of a path, in brotli.
 func (d *damaged) listing(info *narinfo.NarInfo) {
 	d.t.Helper()
 	var b bytes.Buffer

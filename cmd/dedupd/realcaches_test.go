@@ -41,15 +41,35 @@ func realCaches(t *testing.T) []string {
 	return dirs
 }
 
-// sources are the ways to a cache in a directory. Each returns the arguments of import, and
-// what has the source see that the directory has changed.
+// corpusXZ returns the directories of generations of the generated corpus, in xz. It returns
+// none in short tests, and where there is no such corpus.
+func corpusXZ(t *testing.T, generations ...string) (dirs []string) {
+	t.Helper()
+	corpus := os.Getenv("DEDUPD_CORPUS")
+	if testing.Short() || corpus == "" {
+		if !testing.Short() && os.Getenv("CI") == "true" {
+			t.Fatal("DEDUPD_CORPUS is missing")
+		}
+		return nil
+	}
+	for _, g := range generations {
+		dirs = append(dirs, filepath.Join(corpus, g, "xz"))
+	}
+	return dirs
+}
+
+// sources are the ways to a cache in a directory, of which some files are in brotli and have a
+// header that says so, where there are headers. Each returns the arguments of import, and what
+// has the source see that the directory has changed.
 var sources = []struct {
 	name string
-	open func(t *testing.T, dir string) (args []string, changed func())
+	open func(t *testing.T, dir string, encoded ...string) (args []string, changed func())
 }{
-	{"directory", func(t *testing.T, dir string) ([]string, func()) { return []string{"file://" + dir}, func() {} }},
-	{"nginx", func(t *testing.T, dir string) ([]string, func()) {
-		url := nginxServes(t, dir)
+	{"directory", func(t *testing.T, dir string, _ ...string) ([]string, func()) {
+		return []string{"file://" + dir}, func() {}
+	}},
+	{"nginx", func(t *testing.T, dir string, encoded ...string) ([]string, func()) {
+		url := nginxServes(t, dir, encoded)
 		names, err := filepath.Glob(filepath.Join(dir, "*.narinfo"))
 		if err != nil {
 			t.Fatal(err)
@@ -64,16 +84,16 @@ var sources = []struct {
 		}
 		return []string{url, "--with-files", "--paths", file}, func() {}
 	}},
-	{"S3", func(t *testing.T, dir string) ([]string, func()) {
+	{"S3", func(t *testing.T, dir string, encoded ...string) ([]string, func()) {
 		s := s3test.Start(t, "minio")
 		url := s.NewBucket(t, "cache")
-		upload(t, s, dir)
-		return []string{url}, func() { upload(t, s, dir) }
+		upload(t, s, dir, encoded)
+		return []string{url}, func() { upload(t, s, dir, encoded) }
 	}},
 }
 
 // nginxServes has nginx serve the files of a directory, as an old cache may be served.
-func nginxServes(t *testing.T, dir string) (url string) {
+func nginxServes(t *testing.T, dir string, encoded []string) (url string) {
 	t.Helper()
 	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
 	needs(t, "nginx")
@@ -91,7 +111,11 @@ func nginxServes(t *testing.T, dir string) (url string) {
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		config += fmt.Sprintf("%s_temp_path %s/%s;\n", kind, own, kind)
 	}
-	config += fmt.Sprintf("server { listen %s; root %s; }\n}\n", addr, dir)
+	config += fmt.Sprintf("server {\nlisten %s; root %s;\n", addr, dir)
+	for _, name := range encoded {
+		config += fmt.Sprintf("location = /%s { add_header Content-Encoding br; }\n", name)
+	}
+	config += "}\n}\n"
 	file := filepath.Join(own, "nginx.conf")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -116,14 +140,18 @@ func nginxServes(t *testing.T, dir string) (url string) {
 }
 
 // upload puts the files of a directory into the bucket.
-func upload(t *testing.T, s *s3test.Server, dir string) {
+func upload(t *testing.T, s *s3test.Server, dir string, encoded []string) {
 	t.Helper()
 	client := s.Client(t)
 	err := fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		_, err = client.FPutObject(t.Context(), "cache", s3test.Prefix+"/"+name, filepath.Join(dir, name), minio.PutObjectOptions{})
+		var opts minio.PutObjectOptions
+		if slices.Contains(encoded, name) {
+			opts.ContentEncoding = "br"
+		}
+		_, err = client.FPutObject(t.Context(), "cache", s3test.Prefix+"/"+name, filepath.Join(dir, name), opts)
 		return err
 	})
 	if err != nil {
@@ -179,13 +207,13 @@ func decodeNAR(t *testing.T, file, typ string) []byte {
 	return nar
 }
 
-// TestDamagedCaches imports copies of the real caches in which every kind of thing is wrong
-// that real caches have, from everywhere: what is right is served, what is wrong is named.
-// Then the caches are healed, and what was left out is imported.
+// TestDamagedCaches imports copies of the real caches, and of a generated one, in which every
+// kind of thing is wrong that real caches have, from everywhere: what is right is served, what
+// is wrong is named. Then the caches are healed, and what was left out is imported.
 func TestDamagedCaches(t *testing.T) {
-	for _, from := range realCaches(t) {
+	for _, from := range append(realCaches(t), corpusXZ(t, "gen3")...) {
 		for _, source := range sources {
-			t.Run(filepath.Base(from)+"/"+source.name, func(t *testing.T) {
+			t.Run(filepath.Base(strings.TrimSuffix(from, "/xz"))+"/"+source.name, func(t *testing.T) {
 				if testing.Short() && source.name != "directory" {
 					t.Skip("long")
 				}
@@ -196,7 +224,7 @@ func TestDamagedCaches(t *testing.T) {
 				}
 				d := damage(t, from, base)
 				p := startServer(t)
-				args, changed := source.open(t, d.dir)
+				args, changed := source.open(t, d.dir, d.listings[0]) // the others have lost the header
 				skipped := filepath.Join(t.TempDir(), "skipped")
 				out, err := dedupd(t, "", append([]string{"import", "--skipped", skipped}, args...)...)
 				if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d things were left out", len(d.wrong))) {

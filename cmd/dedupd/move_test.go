@@ -42,17 +42,14 @@ func complete(infos []*narinfo.NarInfo, key narinfo.PublicKey) (paths []string) 
 	return paths
 }
 
-// TestRealCachesMove imports the real caches from everywhere, twice, and has real Nix get what
-// it can: paths with all that they refer to, by their old signatures.
+// TestRealCachesMove imports the real caches, and generated ones, from everywhere, twice, and
+// has real Nix get what it can: paths with all that they refer to, by their old signatures.
 func TestRealCachesMove(t *testing.T) {
 	key, err := narinfo.ParsePublicKey(nixosKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	caches := realCaches(t)
-	if corpus := os.Getenv("DEDUPD_CORPUS"); corpus != "" && !testing.Short() {
-		caches = append(caches, filepath.Join(corpus, "gen3", "xz")) // a generated one
-	}
+	generations := map[string]string{"nginx": "gen0", "S3": "gen1", "directory": "gen2"} // and the last one from everywhere
 	for _, source := range sources {
 		t.Run(source.name, func(t *testing.T) {
 			if testing.Short() && source.name != "directory" {
@@ -61,16 +58,21 @@ func TestRealCachesMove(t *testing.T) {
 			t.Setenv("XDG_DATA_HOME", t.TempDir())
 			p := startServer(t)
 			var all []*narinfo.NarInfo
-			for _, dir := range caches {
+			there := map[string]bool{}
+			for _, dir := range append(realCaches(t), corpusXZ(t, generations[source.name], "gen3")...) {
 				abs, err := filepath.Abs(dir)
 				if err != nil {
 					t.Fatal(err)
 				}
-				infos := cacheInfos(t, dir)
+				infos, present := cacheInfos(t, dir), len(there)
+				for _, info := range infos {
+					there[info.StorePath.HashPart()] = true
+				}
+				imported := len(there) - present
 				args, _ := source.open(t, abs)
 				args = append([]string{"import", "--rate", "1e6"}, args...)
 				for _, want := range []string{
-					fmt.Sprintf("%d paths: %[1]d imported, 0 were there\n", len(infos)),
+					fmt.Sprintf("%d paths: %d imported, %d were there\n", len(infos), imported, len(infos)-imported),
 					fmt.Sprintf("%d paths: 0 imported, %[1]d were there\n0.0 MB of NARs from 0.0 MB", len(infos)),
 				} {
 					if out, err := dedupd(t, "", args...); err != nil || !strings.HasPrefix(out, want) {

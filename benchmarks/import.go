@@ -95,12 +95,14 @@ func (b *bench) importOnce(ctx context.Context, r repository, from string, flags
 	return c, err
 }
 
-// familyMemory returns the RssAnon of a process and of its children.
+// familyMemory returns the RssAnon of a process and of its children. What does not yet run a
+// program of its own shares the memory of the process, and is not counted.
 func familyMemory(pid string) int64 {
 	sum := memoryOf(pid)
+	program := procField("/proc/"+pid+"/status", "Name")
 	stats, _ := filepath.Glob("/proc/[0-9]*/status")
 	for _, name := range stats {
-		if procField(name, "PPid") == pid {
+		if procField(name, "PPid") == pid && procField(name, "Name") != program {
 			sum += memoryOf(filepath.Base(filepath.Dir(name)))
 		}
 	}

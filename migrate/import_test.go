@@ -196,6 +196,8 @@ func TestImport(t *testing.T) {
 	)
 	shared := makeNAR(t, 1000)
 	all = append(all, c.addNAR(shared, compression.XZ), c.addNAR(shared, compression.XZ))
+	c.write("MANIFEST", []byte("version {\n  ManifestVersion: 4\n}\n")) // nix-push's list, which is not needed
+	c.write("MANIFEST.bz2", bzip2NAR)
 	c.write("log/x.drv", []byte("built\n"))
 	c.write(all[0].StorePath.HashPart()+".ls", []byte(`{"version":1}`))
 

@@ -31,9 +31,10 @@ type ExportOptions struct {
 	Compression compression.Type
 	// Level is that of the compressor, 1 to 19 or 1 to 9; default 3 and 6.
 	Level int
-	// Roots are the hash parts of paths that are exported with all that they refer to;
-	// none for everything.
-	Roots []string
+	// Paths are the hash parts of the paths to export, all of which must be here; none for
+	// everything. Closure has all that they refer to exported as well.
+	Paths   []string
+	Closure bool
 	// Match is a pattern, as of path.Match, for the names of the paths to export, which are
 	// what follows the hash part; default all.
 	Match string
@@ -153,6 +154,9 @@ type exporter struct {
 }
 
 func (e *exporter) run(ctx context.Context) error {
+	if err := e.checkPaths(ctx); err != nil {
+		return err
+	}
 	if !e.opts.DryRun {
 		text := fmt.Appendf(nil, "StoreDir: %s\nWantMassQuery: 1\nPriority: %d\n", e.storeDir, e.opts.Priority)
 		if err := e.put(ctx, "nix-cache-info", bytes.NewReader(text), int64(len(text))); err != nil {
@@ -162,10 +166,20 @@ func (e *exporter) run(ctx context.Context) error {
 	all := func(ctx context.Context, fn func(string) error) error {
 		return e.store.EachPath(ctx, func(path narinfo.StorePath, _ int64) error { return fn(path.HashPart()) })
 	}
-	if len(e.opts.Roots) > 0 {
-		all = listOf(e.opts.Roots)
+	if len(e.opts.Paths) > 0 {
+		all = listOf(e.opts.Paths)
 	}
-	return walk(ctx, e.opts.Jobs, all, len(e.opts.Roots) > 0, nil, e.path)
+	return walk(ctx, e.opts.Jobs, all, e.opts.Closure, nil, e.path)
+}
+
+// checkPaths returns an error if a path that was named is not here.
+func (e *exporter) checkPaths(ctx context.Context) error {
+	for _, hashPart := range e.opts.Paths {
+		if _, err := e.store.NarInfo(ctx, hashPart); err != nil {
+			return fmt.Errorf("path %s: %w", hashPart, err)
+		}
+	}
+	return nil
 }
 
 // path exports one path, and returns what it refers to.

@@ -56,8 +56,11 @@ func TestExport(t *testing.T) {
 		if r := export(ExportOptions{DryRun: true}); r.Exported != int64(len(all)) || r.Written != 0 {
 			t.Errorf("%s, dry run: got %+v", typ, r)
 		}
-		if r := export(ExportOptions{Roots: []string{all[3].StorePath.HashPart()}}); r.Exported != 4 {
+		if r := export(ExportOptions{Paths: []string{all[3].StorePath.HashPart()}, Closure: true}); r.Exported != 4 {
 			t.Errorf("%s, a closure: got %+v", typ, r)
+		}
+		if r := export(ExportOptions{Paths: []string{all[9].StorePath.HashPart()}, DryRun: true}); r.Paths != 1 || r.Exported != 1 {
+			t.Errorf("%s, one path: got %+v", typ, r)
 		}
 		if r := export(ExportOptions{}); r.Present != 4 || r.Exported != int64(len(all)-4) || r.Missing != 0 {
 			t.Errorf("%s, all: got %+v", typ, r)

@@ -15,7 +15,7 @@ import (
 )
 
 // ExportStream writes what nix-store --import reads: each path behind all that it refers to.
-// Of opts, Roots, Match, DryRun and Failed count. What a path refers to and the store does not
+// Of opts, Paths, Closure, Match, DryRun and Failed count. What a path refers to and the store does not
 // have, may be where the stream goes. What refers to a path that could not be exported is not
 // exported either. When the error is not nil w has got a stream without an end, which Nix
 // refuses.
@@ -44,10 +44,15 @@ type streamExporter struct {
 	// done has the hash parts of paths that were met, and whether others may refer to them. A
 	// path that is only begun is among them: it may refer to itself, and no two to each other.
 	done map[string]bool
+	// only has the hash parts of the paths to export, if these are not whole closures.
+	only map[string]bool
 }
 
 func (e *streamExporter) run(ctx context.Context) error {
-	paths := e.opts.Roots
+	if err := e.checkPaths(ctx); err != nil {
+		return err
+	}
+	paths := e.opts.Paths
 	if len(paths) == 0 {
 		err := e.store.EachPath(ctx, func(p narinfo.StorePath, _ int64) error {
 			paths = append(paths, p.HashPart())
@@ -55,6 +60,11 @@ func (e *streamExporter) run(ctx context.Context) error {
 		})
 		if err != nil {
 			return err
+		}
+	} else if !e.opts.Closure {
+		e.only = map[string]bool{}
+		for _, hashPart := range paths {
+			e.only[hashPart] = true
 		}
 	}
 	for _, hashPart := range paths {
@@ -82,6 +92,9 @@ func (e *streamExporter) path(ctx context.Context, hashPart string) error {
 		return err
 	}
 	for _, ref := range info.References {
+		if e.only != nil && !e.only[ref.HashPart()] {
+			continue
+		}
 		if err := e.path(ctx, ref.HashPart()); err != nil {
 			return err
 		}

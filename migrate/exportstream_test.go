@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -42,7 +43,7 @@ func TestExportStream(t *testing.T) {
 		want int64
 	}{
 		{ExportOptions{}, 8},
-		{ExportOptions{Roots: []string{all[4].StorePath.HashPart()}}, 5},
+		{ExportOptions{Paths: []string{all[4].StorePath.HashPart()}, Closure: true}, 5},
 		{ExportOptions{Match: "package-[0-2]"}, 3},
 		{ExportOptions{DryRun: true}, 8},
 	} {
@@ -64,6 +65,26 @@ func TestExportStream(t *testing.T) {
 		}
 		for _, info := range all[:test.want] {
 			c.check(second, info)
+		}
+	}
+	// Paths that are named come as they are, in an order in which they can be imported.
+	var stream bytes.Buffer
+	named := ExportOptions{Paths: []string{all[7].StorePath.HashPart(), all[3].StorePath.HashPart(), all[6].StorePath.HashPart()}}
+	if r, err := ExportStream(t.Context(), first, &stream, named, new(ExportProgress)); err != nil || r.Exported != 3 || r.Missing != 0 {
+		t.Errorf("named: got %+v, %v", r, err)
+	}
+	third := openStore(t)
+	if r, _, err := runStream(t, third, stream.Bytes(), Options{Jobs: 1}); err != nil || r.Imported != 3 {
+		t.Errorf("named, again: got %+v, %v", r, err)
+	}
+	at := func(i int) int { return bytes.Index(stream.Bytes(), c.nars[all[i].StorePath.HashPart()]) }
+	if at(3) < 0 || at(3) > at(6) || at(6) > at(7) {
+		t.Errorf("the paths come at %d, %d and %d", at(3), at(6), at(7))
+	}
+	for _, closure := range []bool{false, true} {
+		opts := ExportOptions{Paths: []string{gone.HashPart()}, Closure: closure}
+		if _, err := ExportStream(t.Context(), first, io.Discard, opts, new(ExportProgress)); !errors.Is(err, chunkstore.ErrNotFound) {
+			t.Errorf("a path that is not here: got %v", err)
 		}
 	}
 	if _, err := ExportStream(t.Context(), first, nil, ExportOptions{Match: "["}, new(ExportProgress)); err == nil {

@@ -28,19 +28,22 @@ type exportFlags struct {
 func exportCommand() *cobra.Command {
 	var f exportFlags
 	cmd := &cobra.Command{
-		Use:   "export DESTINATION",
+		Use:   "export DESTINATION [PATH…]",
 		Short: "Write the store as a plain binary cache",
-		Long: "Write the store, or closures of some paths, as a plain binary cache that needs no dedupd:\n" +
+		Long: "Write the store, or some paths, or their closures, as a plain binary cache that needs no dedupd:\n" +
 			"into file:///directory, which must be empty or from an earlier export, or s3://bucket?….\n" +
 			"Signatures go along, and nothing is signed. An export that was interrupted goes on\n" +
 			"where it was. To - it is a stream, on standard output, for nix-store --import: without\n" +
 			"signatures, of which such a stream has none, and always whole.\n" +
+			"Paths that are named are exported as they are, those of --closure-of with all that they\n" +
+			"refer to.\n" +
 			"Beside a running server, export with --follow and a --state of its own.\n\n" +
 			"The exit status is 1 if a path could not be exported.",
 		Example: "  dedupd export file:///srv/plain --compression xz\n" +
 			"  dedupd export 's3://plain?region=eu-central-1' --closure-of /nix/store/…-system --dry-run\n" +
-			"  dedupd export - --closure-of /nix/store/…-system | ssh island nix-store --import",
-		Args: cobra.ExactArgs(1),
+			"  dedupd export - --closure-of /nix/store/…-system | ssh island nix-store --import\n" +
+			"  dedupd export - /nix/store/…-app /nix/store/…-lib > two.export",
+		Args: cobra.MinimumNArgs(1),
 	}
 	settings := addFlags(cmd, "bucket", "state", "follow", "memory", "log-level", "log-format")
 	flags := cmd.Flags()
@@ -58,18 +61,21 @@ func exportCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return f.run(cmd, s, args[0])
+		return f.run(cmd, s, args[0], args[1:])
 	}
 	return cmd
 }
 
-func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string) (err error) {
-	for _, text := range f.closureOf {
+func (f *exportFlags) run(cmd *cobra.Command, s *Settings, to string, paths []string) (err error) {
+	if f.opts.Closure = len(f.closureOf) > 0; f.opts.Closure && len(paths) > 0 {
+		return errors.New("paths are named as arguments, or with --closure-of")
+	}
+	for _, text := range append(paths, f.closureOf...) {
 		h, err := hashPart(text)
 		if err != nil {
-			return fmt.Errorf("closure-of: %w", err)
+			return err
 		}
-		f.opts.Roots = append(f.opts.Roots, h)
+		f.opts.Paths = append(f.opts.Paths, h)
 	}
 	if f.opts.Jobs < 1 {
 		return fmt.Errorf("jobs is %d, not above 0", f.opts.Jobs)

@@ -71,6 +71,12 @@ func TestStreams(t *testing.T) {
 		if err != nil || out != stream {
 			t.Errorf("export: got %q, %v, want %q", out, err, stream)
 		}
+		if out, err := dedupd(t, "", "export", "-", app, lib); err != nil || out != stream {
+			t.Errorf("export of both: got %q, %v, want %q", out, err, stream)
+		}
+		if out, err := dedupd(t, "", "export", "-", app); err != nil || len(out) >= len(stream) || !strings.Contains(out, "uses") {
+			t.Errorf("export of one: got %q, %v", out, err)
+		}
 		other := &localNix{t: t, command: n.command, conf: n.conf, root: filepath.Join(t.TempDir(), "store"), stdin: out}
 		other.run("nix-store", "--store", other.root, "--import")
 		if got, want := other.pathInfos(app), n.pathInfos(app); !reflect.DeepEqual(got, want) {
@@ -109,6 +115,8 @@ func TestStreamFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"import", "-", "--paths", "-"}, {"import", "-", "--closure-of", "x"}, {"import", "-", "--trusted-key", s.key}, {"import", "-", "--user", "x"},
 		{"import", "-", "--since", "1h"}, {"export", "-", "--compression", "xz"}, {"export", "-", "--jobs", "2"},
+		{"export", "-", "x"}, {"export", "-", "xc3mxy9akjgsxyhxa5czrk3218r6dyld", "--closure-of", "xc3mxy9akjgsxyhxa5czrk3218r6dyld"},
+		{"export", "-", strings.Repeat("0", 32)},
 	} {
 		if out, err := dedupd(t, stream, args...); err == nil {
 			t.Errorf("%q: got %q, want an error", args, out)

@@ -80,6 +80,7 @@ func (f *planFlags) run(cmd *cobra.Command, s *Settings, from string) error {
 	if f.opts.Store, err = s.engineOptions(ctx, slog.New(slog.DiscardHandler)); err != nil { // the store's log is of no interest
 		return err
 	}
+	s.inBulk(&f.opts.Store) // as the import will
 	f.opts.Share, f.opts.Bytes = float64(f.share), int64(f.bytes)
 	f.opts.Money = plan.Money{Prices: table, Provider: s.Provider, Egress: f.egress * 1e12, Growth: float64(f.growth)}
 	source, err := f.source.open(ctx, cmp.Or(s.StoreDir, chunkstore.DefaultStoreDir), log)

@@ -56,7 +56,7 @@ func (l load) month(grown, monthly float64) prices.Usage {
 const (
 	months     = 240
 	readStep   = 16 << 20 // bytes that the gateway reads of a pack by one request, at most
-	readsOfOne = 2        // packs that a NAR is read from, about; measured by benchmarks scatter
+	readsOfOne = 2        // packs that a NAR is read from, about: 1.3 of four generations, more of long histories (docs/benchmarks.md, scatter)
 )
 
 // loads are those of all ways.

@@ -140,8 +140,10 @@ func Make(ctx context.Context, source upstream.Source, opts Options, progress *P
 	if err != nil {
 		return nil, err
 	}
-	if len(pop.nars) == 0 {
-		return nil, fmt.Errorf("%s has no narinfo that could be read", source.Name())
+	if len(pop.nars) == 0 && pop.unread != nil {
+		return nil, fmt.Errorf("%s has no narinfo that could be read: %w", source.Name(), pop.unread)
+	} else if len(pop.nars) == 0 {
+		return nil, fmt.Errorf("%s has no paths", source.Name())
 	}
 	s := pop.choose(int64(min(opts.Share*float64(pop.fileBytes()), float64(opts.Bytes))), p.random)
 	got, err := p.fetch(ctx, s, &progress.NARs)
@@ -161,6 +163,7 @@ type planner struct {
 	source upstream.Source
 	store  *throwaway
 	random *rand.Rand
+	listed bool // the source was asked which paths it has
 }
 
 // A recorder is a source that keeps what a plan needs of the narinfos that are read.
@@ -184,6 +187,8 @@ func (r *recorder) NarInfo(ctx context.Context, hashPart string) (*narinfo.NarIn
 	delete(r.dates, hashPart)
 	if err == nil {
 		r.pop.add(info, max(size, int64(info.FileSize)), date)
+	} else {
+		r.pop.unread = err
 	}
 	return info, err
 }
@@ -255,6 +260,7 @@ func (p *planner) draw(ctx context.Context) (paths []listed, n int64, err error)
 	if !ok {
 		return nil, 0, fmt.Errorf("%s cannot be listed: name the paths", p.source.Name())
 	}
+	p.listed = true
 	err = lister.List(ctx, "", func(name string, modified time.Time) error {
 		if hashPart, ok := strings.CutSuffix(name, ".narinfo"); ok && narinfo.IsHashPart(hashPart) && !modified.Before(p.Import.Since) {
 			return take(hashPart, modified)

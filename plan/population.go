@@ -17,6 +17,7 @@ type population struct {
 	byHash   map[chunkstore.Hash]*nar
 	lineages [][]*nar // in order, see seal
 	paths    int64    // that were read
+	unread   error    // of the last narinfo that could not be read, nil for none
 	scale    float64  // paths of the source for each of which the narinfo was asked for
 }
 

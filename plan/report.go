@@ -91,7 +91,10 @@ func (p *planner) report(pop *population, c *census) *Report {
 	r.Chunks, r.ChunksOfNAR = frames.times(perByte), perNAR
 	size := float64(cmp.Or(p.Store.PackSize, packSize))
 	r.Packs = Estimate{math.Ceil(r.Stored.Value / size), math.Ceil(r.Stored.Low / size), math.Ceil(r.Stored.High / size)}
-	r.Requests = Requests{Get: r.Paths + r.NARs, List: (2*r.Paths + listPage - 1) / listPage, Put: int64(r.Packs.Value)}
+	r.Requests = Requests{Get: r.Paths + r.NARs, Put: int64(r.Packs.Value)}
+	if p.listed {
+		r.Requests.List = (2*r.Paths + listPage - 1) / listPage
+	}
 	r.groups(e, factor)
 	r.Offers = r.offers(&p.Money)
 	r.warn(p, c)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,5 +40,40 @@ func TestPlan(t *testing.T) {
 		if err := run(t.Context(), []string{"plan", "file://" + dir, bad}, nil, &out, &log); err == nil {
 			t.Errorf("%s was accepted", bad)
 		}
+	}
+}
+
+// TestPlanFrom plans the import of a cache from everywhere, which begins with the same.
+func TestPlanFrom(t *testing.T) {
+	dir, _ := makeCache(t, 20)
+	var want plan.Report
+	for _, source := range sources {
+		t.Run(source.name, func(t *testing.T) {
+			if testing.Short() && source.name != "directory" {
+				t.Skip("long")
+			}
+			args, _ := source.open(t, dir)
+			args = slices.DeleteFunc(args, func(arg string) bool { return arg == "--with-files" })
+			out, err := dedupd(t, "", append([]string{"plan", "--json"}, args...)...)
+			var r plan.Report
+			if jsonErr := json.Unmarshal([]byte(out), &r); err != nil || jsonErr != nil {
+				t.Fatalf("got %s, %v", out, err)
+			}
+			if source.name == "directory" {
+				want = r
+			}
+			if r.Paths != 20 || r.Stored.Value == 0 || r.NARBytes != want.NARBytes || r.FileBytes != want.FileBytes || r.Sample.NARs != want.Sample.NARs {
+				t.Errorf("got %s, want %+v", out, want)
+			}
+			if lists := map[string]int64{"directory": 1, "S3": 1}[source.name]; r.Requests.List != lists {
+				t.Errorf("got %d lists, want %d", r.Requests.List, lists)
+			}
+		})
+	}
+	if _, err := dedupd(t, "", "plan", "file://"+dir, "--paths", "plan.go"); err == nil {
+		t.Error("a file that has no paths: no error")
+	}
+	if _, err := dedupd(t, "0123456789abcdfghijklmnpqrsvwxyz", "plan", "file://"+dir, "--paths", "-"); err == nil || !strings.Contains(err.Error(), "not found") {
+		t.Errorf("a path that is not there: got %v", err)
 	}
 }

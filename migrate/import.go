@@ -98,6 +98,7 @@ func importWith(ctx context.Context, store Sink, source upstream.Source, opts Op
 		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
 	}
 	im.linker, _ = store.(linker)
+	progress.watch(store)
 	if source != nil {
 		im.origin = originOf(source)
 	}
@@ -138,7 +139,7 @@ func (im *importer) run(ctx context.Context) error {
 			return fmt.Errorf("%s cannot be listed: name the paths to import", im.source.Name())
 		}
 		paths = func(ctx context.Context, fn func(string) error) error {
-			return listPaths(ctx, lister, im.opts.Since, fn)
+			return im.listPaths(ctx, lister, fn)
 		}
 	}
 	if err := walk(ctx, im.opts.Jobs, paths, im.opts.Closure, im.look, im.path); err != nil {
@@ -150,13 +151,24 @@ func (im *importer) run(ctx context.Context) error {
 	return im.countIncomplete(ctx)
 }
 
-// listPaths calls fn with the hash part of every narinfo that is no older than since.
-func listPaths(ctx context.Context, source upstream.Lister, since time.Time, fn func(hashPart string) error) error {
+// listPaths calls fn with the hash part of every narinfo that is no older than Options.Since.
+func (im *importer) listPaths(ctx context.Context, source upstream.Lister, fn func(hashPart string) error) error {
+	last, inOrder := "", true
 	return source.List(ctx, "", func(name string, modified time.Time) error {
-		if hashPart, ok := strings.CutSuffix(name, ".narinfo"); ok && narinfo.IsHashPart(hashPart) && !modified.Before(since) {
-			return fn(hashPart)
+		hashPart, ok := strings.CutSuffix(name, ".narinfo")
+		if !ok || !narinfo.IsHashPart(hashPart) {
+			return nil
 		}
-		return nil
+		inOrder, last = inOrder && last <= hashPart, hashPart
+		if inOrder {
+			im.progress.listed.Store(at(hashPart))
+		} else {
+			im.progress.listed.Store(0)
+		}
+		if modified.Before(im.opts.Since) {
+			return nil
+		}
+		return fn(hashPart)
 	})
 }
 

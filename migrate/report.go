@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+
+	"github.com/dedupd/dedupd/chunkstore"
 )
 
 // A Reason says in a few words why something was not imported.
@@ -101,6 +103,9 @@ func (r *Report) WriteText(w io.Writer) error {
 // Progress is how far an import is. It may be read at any time.
 type Progress struct {
 	paths, present, imported, skipped, narBytes, read atomic.Int64
+
+	listed atomic.Int64                              // of 1<<20: see Counts.Listed
+	chunks atomic.Pointer[func() (all, fresh int64)] // of Counts; nil if it is not known
 }
 
 // Counts are a Progress at one moment.
@@ -111,9 +116,47 @@ type Counts struct {
 	Skipped  int64 `json:"skipped"`   // paths and files that were left out
 	NARBytes int64 `json:"nar_bytes"` // of the NARs of those that were imported
 	Read     int64 `json:"read"`      // bytes from the source, compressed
+	// Listed is about which part of the source's paths was looked at, 0 if nobody can
+	// tell: hash parts are spread evenly, so that a list in their order says it.
+	Listed float64 `json:"listed,omitempty"`
+	// ChunkBytes came to the store meanwhile, whoever sent them, before compression, and
+	// NewChunkBytes were not there; both are 0 if the store is elsewhere.
+	ChunkBytes    int64 `json:"chunk_bytes,omitempty"`
+	NewChunkBytes int64 `json:"new_chunk_bytes,omitempty"`
 }
 
 // Counts returns what there is now.
 func (p *Progress) Counts() Counts {
-	return Counts{p.paths.Load(), p.present.Load(), p.imported.Load(), p.skipped.Load(), p.narBytes.Load(), p.read.Load()}
+	c := Counts{
+		Paths: p.paths.Load(), Present: p.present.Load(), Imported: p.imported.Load(), Skipped: p.skipped.Load(),
+		NARBytes: p.narBytes.Load(), Read: p.read.Load(), Listed: float64(p.listed.Load()) / (1 << 20),
+	}
+	if chunks := p.chunks.Load(); chunks != nil {
+		c.ChunkBytes, c.NewChunkBytes = (*chunks)()
+	}
+	return c
+}
+
+// watch has the progress tell what comes to store from now on.
+func (p *Progress) watch(store Sink) {
+	s, ok := store.(interface{ Counters() chunkstore.Counters })
+	if !ok {
+		return
+	}
+	before := s.Counters()
+	chunks := func() (all, fresh int64) {
+		c := s.Counters()
+		fresh = c.NewChunkBytes - before.NewChunkBytes
+		return fresh + c.KnownChunkBytes - before.KnownChunkBytes, fresh
+	}
+	p.chunks.Store(&chunks)
+}
+
+// at returns which of 1<<20 equal parts of all hash parts one is in.
+func at(hashPart string) (n int64) {
+	const digits = "0123456789abcdfghijklmnpqrsvwxyz"
+	for _, c := range []byte(hashPart[:4]) {
+		n = n<<5 | int64(strings.IndexByte(digits, c))
+	}
+	return n
 }

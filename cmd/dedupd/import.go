@@ -80,7 +80,7 @@ func importCommand() *cobra.Command {
 	flags.BoolVar(&f.withFiles, "with-files", false, "with --paths or --closure-of, ask for the listing and the log of each path, which takes two requests more")
 	cmd.MarkFlagsMutuallyExclusive("no-files", "with-files")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only look what is missing")
-	flags.BoolVar(&f.asJSON, "json", false, "write a report in JSON")
+	flags.BoolVar(&f.asJSON, "json", false, "write the report in JSON, and progress as lines of it to standard error")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := settings()
 		if err != nil {
@@ -214,7 +214,7 @@ func (f *importFlags) importAll(cmd *cobra.Command, s *Settings, opts migrate.Op
 		counts = func() migrate.Counts { return *last.Load() }
 	}
 	begun := time.Now()
-	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(counts(), time.Since(begun)) })
+	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(counts(), time.Since(begun), f.asJSON) })
 	defer stop()
 	if locked {
 		client, url, show := serverClient(s.State), serverURL+"/import", func(c migrate.Counts) { last.Store(&c) }
@@ -283,7 +283,7 @@ func (f *importFlags) intoGateway(cmd *cobra.Command, s *Settings, opts migrate.
 	defer sink.Close()
 	var progress migrate.Progress
 	begun := time.Now()
-	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(progress.Counts(), time.Since(begun)) })
+	stop := showProgress(cmd.ErrOrStderr(), func() string { return importLine(progress.Counts(), time.Since(begun), f.asJSON) })
 	defer stop()
 	return f.into(ctx, sink, opts, &progress, log)
 }
@@ -340,9 +340,26 @@ func (s *importSource) open(ctx context.Context, storeDir string, log *slog.Logg
 	return source, err
 }
 
-func importLine(c migrate.Counts, since time.Duration) string {
-	return fmt.Sprintf("%d paths: %d imported, %d were there, %d left out; %.1f MB of NARs, %.1f MB/s",
-		c.Paths, c.Imported, c.Present, c.Skipped, float64(c.NARBytes)/1e6, float64(c.NARBytes)/1e6/max(since.Seconds(), 1e-3))
+// importLine says how far an import is, in words or in JSON.
+func importLine(c migrate.Counts, since time.Duration, asJSON bool) string {
+	seconds := max(since.Seconds(), 1e-3)
+	if asJSON {
+		text, _ := json.Marshal(struct {
+			Progress migrate.Counts `json:"progress"`
+			Seconds  float64        `json:"seconds"`
+		}{c, seconds}) // of numbers
+		return string(text)
+	}
+	line := fmt.Sprintf("%d paths: %d imported, %d were there, %d left out; %.1f MB of NARs, %.1f MB/s",
+		c.Paths, c.Imported, c.Present, c.Skipped, float64(c.NARBytes)/1e6, float64(c.NARBytes)/1e6/seconds)
+	if c.NewChunkBytes > 0 {
+		line += fmt.Sprintf(", deduplication %.2f : 1", float64(c.ChunkBytes)/float64(c.NewChunkBytes))
+	}
+	if c.Listed > 0.01 {
+		left := time.Duration(seconds * (1 - c.Listed) / c.Listed * float64(time.Second))
+		line += fmt.Sprintf(", about %v left", left.Round(time.Second))
+	}
+	return line
 }
 
 // showProgress shows line now and then until the function that it returns is called: on a

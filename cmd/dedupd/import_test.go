@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dedupd/dedupd/migrate"
 	"github.com/dedupd/dedupd/nar"
@@ -159,5 +160,20 @@ func TestExport(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(got), "StorePath: "+info.StorePath.Path("/nix/store")) {
 			t.Errorf("got %q, %v", got, err)
 		}
+	}
+}
+
+func TestImportLine(t *testing.T) {
+	c := migrate.Counts{Paths: 4, Imported: 2, Present: 1, Skipped: 1, NARBytes: 30e6}
+	if got, want := importLine(c, 10*time.Second, false), "4 paths: 2 imported, 1 were there, 1 left out; 30.0 MB of NARs, 3.0 MB/s"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	c.ChunkBytes, c.NewChunkBytes, c.Listed = 30, 20, 0.25
+	if got, want := importLine(c, 10*time.Second, false), ", deduplication 1.50 : 1, about 30s left"; !strings.HasSuffix(got, want) {
+		t.Errorf("got %q, want %q at its end", got, want)
+	}
+	var got struct{ Progress migrate.Counts }
+	if err := json.Unmarshal([]byte(importLine(c, time.Second, true)), &got); err != nil || got.Progress != c {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }

@@ -45,7 +45,16 @@ const layoutSize = 16
 // newPlan finds the chunks of an object. Its error wraps ErrNotFound if the store does
 // not have the object, and packfile.ErrCorrupt if it should have and has not.
 func (s *Store) newPlan(ctx context.Context, hash Hash) (*plan, error) {
-	row, err := s.ix.Get(ctx, index.Contents, hash[:])
+	c, err := getContent(ctx, s.ix, hash)
+	if err != nil {
+		return nil, err
+	}
+	return makePlan(ctx, s.ix, c)
+}
+
+// getContent looks up an object, with the errors of newPlan.
+func getContent(ctx context.Context, ix index.Reader, hash Hash) (*content, error) {
+	row, err := ix.Get(ctx, index.Contents, hash[:])
 	if errors.Is(err, index.ErrNotFound) {
 		return nil, fmt.Errorf("object %x: %w", hash, ErrNotFound)
 	} else if err != nil {
@@ -56,7 +65,7 @@ func (s *Store) newPlan(ctx context.Context, hash Hash) (*plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("object %x: %w", hash, err)
 	}
-	return makePlan(ctx, s.ix, c)
+	return c, nil
 }
 
 // makePlan makes the plan of an object from what the index says of its recipe and chunks.

@@ -112,16 +112,9 @@ type Use struct {
 // wraps ErrNotFound if there is no such object, and packfile.ErrCorrupt if its records
 // are damaged.
 func (v *View) Use(ctx context.Context, hash Hash) (*Use, error) {
-	row, err := v.snap.Get(ctx, index.Contents, hash[:])
-	if errors.Is(err, index.ErrNotFound) {
-		return nil, fmt.Errorf("object %x: %w", hash, ErrNotFound)
-	} else if err != nil {
-		return nil, fmt.Errorf("look up object %x: %w", hash, err)
-	}
-	_, body := splitRow(row)
-	c, err := decodeContent(body)
+	c, err := getContent(ctx, v.snap, hash)
 	if err != nil {
-		return nil, fmt.Errorf("object %x: %w", hash, err)
+		return nil, err
 	}
 	r, err := getRecipe(ctx, v.snap, c.recipe)
 	if err != nil {

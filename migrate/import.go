@@ -95,7 +95,7 @@ func importWith(ctx context.Context, store Sink, source upstream.Source, opts Op
 	}
 	im := &importer{
 		store: store, source: source, opts: opts, progress: progress,
-		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{}, absent: map[string]int64{},
+		storeDir: store.Repository().StoreDir, busy: map[chunkstore.Hash]chan struct{}{},
 	}
 	im.linker, _ = store.(linker)
 	progress.watch(store)
@@ -125,7 +125,8 @@ type importer struct {
 	report Report
 	failed int                               // of the source, one after another
 	busy   map[chunkstore.Hash]chan struct{} // NARs on their way; closed when they have come
-	absent map[string]int64                  // hash parts that imported paths refer to and that were not here, with how many do
+	absent [][]string                        // of each imported path the hash parts of its references that were not here
+	noted  int                               // of these, with those of paths that there was no room for
 }
 
 func (im *importer) run(ctx context.Context) error {
@@ -204,13 +205,16 @@ func (im *importer) worked() {
 
 // countIncomplete counts imported paths of which a reference is not here even now.
 func (im *importer) countIncomplete(ctx context.Context) error {
-	for hashPart, n := range im.absent {
-		has, err := im.store.HasPath(ctx, hashPart)
-		if err != nil {
-			return err
-		}
-		if !has {
-			im.report.Incomplete += n
+	for _, refs := range im.absent {
+		for _, hashPart := range refs {
+			has, err := im.store.HasPath(ctx, hashPart)
+			if err != nil {
+				return err
+			}
+			if !has {
+				im.report.Incomplete++
+				break
+			}
 		}
 	}
 	return nil

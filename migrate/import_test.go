@@ -315,6 +315,23 @@ func TestImportClosure(t *testing.T) {
 	c.check(s, lib)
 }
 
+// A path is incomplete whichever of its references is missing, and in whatever order they come.
+func TestImportIncomplete(t *testing.T) {
+	c := newCache(t)
+	late, gone := c.add(compression.None), c.add(compression.None)
+	if late.StorePath.String() > gone.StorePath.String() {
+		late, gone = gone, late // references are looked at in order
+	}
+	app := c.add(compression.None, func(info *narinfo.NarInfo) {
+		info.References = []narinfo.StorePath{late.StorePath, gone.StorePath}
+	})
+	paths := listOf([]string{app.StorePath.HashPart(), late.StorePath.HashPart()})
+	report, _ := run(t, openStore(t), upstream.NewDir(c.dir, chunkstore.DefaultStoreDir), Options{Paths: paths, Jobs: 1})
+	if report.Imported != 2 || report.Incomplete != 1 {
+		t.Errorf("got %+v", report)
+	}
+}
+
 // TestImportSignatures takes what is signed, byte for byte, and nothing else.
 func TestImportSignatures(t *testing.T) {
 	key, err := narinfo.GenerateKey("test-1")

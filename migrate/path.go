@@ -118,19 +118,20 @@ const maxAbsent = 1 << 20
 
 // noteAbsent remembers what a path refers to that is not here yet.
 func (im *importer) noteAbsent(ctx context.Context, info *narinfo.NarInfo) error {
+	var absent []string
 	for _, ref := range info.References {
 		has, err := im.store.HasPath(ctx, ref.HashPart())
 		if err != nil {
 			return err
 		}
 		if !has {
-			im.mu.Lock()
-			if _, known := im.absent[ref.HashPart()]; known || len(im.absent) < maxAbsent {
-				im.absent[ref.HashPart()]++
-			}
-			im.mu.Unlock()
-			return nil
+			absent = append(absent, ref.HashPart())
 		}
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.noted += len(absent); len(absent) > 0 && im.noted <= maxAbsent {
+		im.absent = append(im.absent, absent)
 	}
 	return nil
 }
